@@ -1,0 +1,142 @@
+"""Advantage actor-critic: the synchronous form of A3C, one gradient step on each short rollout.
+
+    for iteration = 1, 2, ...:
+        run the policy for n steps in B environments
+        R_t = r_t + gamma r_{t+1} + ... + gamma^k V(s_{t+k})
+        ascend   log pi(a_t|s_t) (R_t - V(s_t)) + beta H(pi(s_t)) - c (R_t - V(s_t))^2
+
+Mnih et al. (2016), "Asynchronous Methods for Deep Reinforcement Learning", arXiv:1602.01783, Algorithm S3
+with all workers in step; defaults as in Baselines' a2c. T time, B environments.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, set_learning_rate
+from rlrun.data.collector import Batch, State
+from rlrun.math.returns import explained_variance, gae, next_values
+from rlrun.math.schedules import linear
+from rlrun.networks.actor_critic import ActorCritic
+from rlrun.networks.optimizers import RMSpropTF
+
+
+@dataclass(kw_only=True, eq=False)
+class A2C(Algorithm):
+    action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+
+    num_envs: int
+    num_steps: int
+    learning_rate: float
+    learning_rate_end: float
+    gamma: float
+    gae_lambda: float
+    normalize_advantage: bool
+    entropy_coef: float
+    value_coef: float
+    max_grad_norm: float | None
+    optimizer_name: Literal["rmsprop", "adam"]
+    optimizer_eps: float
+    rmsprop_alpha: float
+    share_torso: bool
+    log_std_init: float
+    eval_greedy: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check()
+        setup = self.setup
+        self.generator = setup.seeds.torch("a2c", setup.device.torch)
+        self.net = setup.device.place(
+            ActorCritic(
+                setup.make_torso,
+                setup.action_space,
+                share_torso=self.share_torso,
+                log_std_init=self.log_std_init,
+            )
+        )
+        self.optimizer = self.make_optimizer()
+        self.collector = setup.make_collector(self.num_envs)
+        self.num_updates = 0
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        params = self.net.parameters()
+        if self.optimizer_name == "adam":
+            return torch.optim.Adam(params, lr=self.learning_rate, eps=self.optimizer_eps)
+        return RMSpropTF(params, lr=self.learning_rate, alpha=self.rmsprop_alpha, eps=self.optimizer_eps)
+
+    def step(self) -> Metrics:
+        learning_rate = linear(self.learning_rate, self.learning_rate_end, self.progress)
+        set_learning_rate(self.optimizer, learning_rate)
+
+        batch = self.batch = self.collector.collect(self.policy, self.num_steps)
+        advantage = self.advantages(batch)
+        target = advantage + batch["value"]
+        if self.normalize_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+        with self.setup.device.autocast():
+            policy, value = self.net(batch["obs"].flatten(0, 1))
+        log_prob = policy.log_prob(batch["action"].flatten(0, 1))
+        policy_loss = -(log_prob * advantage.flatten()).mean()
+        value_loss = 0.5 * (target.flatten() - value).square().mean()
+        entropy = policy.entropy().mean()
+        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
+
+        self.optimizer.zero_grad()
+        loss.backward()
+        clip_gradients(self.net, self.max_grad_norm)
+        self.optimizer.step()
+        self.num_updates += 1
+        return {
+            "train/loss": loss.detach(),
+            "train/policy_loss": policy_loss.detach(),
+            "train/value_loss": value_loss.detach(),
+            "train/entropy_loss": -entropy.detach(),
+            "train/explained_variance": explained_variance(batch["value"], target),
+            "train/learning_rate": learning_rate,
+            "train/n_updates": self.num_updates,
+        }
+
+    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
+        with self.setup.device.autocast():
+            return self.net.act(obs, self.generator), state
+
+    def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
+        with self.setup.device.autocast():
+            policy = self.net.distribution(obs)
+        return policy.mode() if self.eval_greedy else policy.sample(), state
+
+    @torch.no_grad()
+    def advantages(self, batch: Batch) -> Tensor:
+        """Return R_t - V(s_t), [T, B]; with gae_lambda = 1 that is the n-step advantage of the paper."""
+        with self.setup.device.autocast():
+            last_value, final_value = self.net.value(batch["next_obs"]), self.net.value(batch["final_obs"])
+        value = batch["value"]
+        return gae(
+            batch["reward"],
+            value,
+            next_values(value, last_value, final_value, batch["final_index"]),
+            batch["terminated"],
+            batch["truncated"],
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
+
+    def stored_steps(self) -> int:
+        return self.num_envs * self.num_steps
+
+    def _check(self) -> None:
+        check_range("algo.num_envs", self.num_envs, 1)
+        check_range("algo.num_steps", self.num_steps, 1)
+        check_range("algo.learning_rate", self.learning_rate, 0)
+        check_range("algo.learning_rate_end", self.learning_rate_end, 0)
+        check_range("algo.gamma", self.gamma, 0, 1)
+        check_range("algo.gae_lambda", self.gae_lambda, 0, 1)
+        check_range("algo.entropy_coef", self.entropy_coef, 0)
+        check_range("algo.value_coef", self.value_coef, 0)
+        check_range("algo.max_grad_norm", self.max_grad_norm, 0)
+        check_range("algo.optimizer_eps", self.optimizer_eps, 0)
+        check_range("algo.rmsprop_alpha", self.rmsprop_alpha, 0, 1)

@@ -1,0 +1,110 @@
+"""The base of all algorithms: a dataclass whose fields are its hyperparameters."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlrun.data.collector import Batch, Collector, State
+from rlrun.device import Device
+from rlrun.envs.normalizer import Normalizer
+from rlrun.errors import UserError
+from rlrun.seeding import Seeds
+from rlrun.stateful import Stateful
+
+Metrics = dict[str, float | Tensor]
+
+
+@dataclass(kw_only=True, eq=False)
+class Setup:
+    """What an algorithm is given besides its numbers."""
+
+    obs_space: spaces.Space
+    action_space: spaces.Space
+    make_torso: Callable[[], nn.Module]  # a new torso for obs_space; its out_features says how wide
+    make_collector: Callable[[int], Collector]  # the argument: num_envs
+    normalizer: Normalizer
+    seeds: Seeds
+    device: Device
+    total_steps: int
+    collectors: list[Collector] = field(default_factory=list)  # all that make_collector made
+
+
+@dataclass(kw_only=True, eq=False)
+class Algorithm(Stateful, ABC):
+    """One algorithm, as its paper's pseudocode states it.
+
+    The fields are hyperparameters, in the order of conf/algo/<name>.yaml, without defaults here: each number
+    has one home. `__post_init__` makes networks, optimizers, generators and a collector; whatever it puts
+    on `self` is saved and restored without further ado (see `Stateful`). `step` is one iteration of the
+    paper's outer loop, and `act` is the policy that evaluation plays. `batch` is what the update at hand
+    learns from, kept for the record when a loss turns out not to be finite.
+    """
+
+    action_spaces: ClassVar[tuple[str, ...]]  # the Gymnasium spaces that it can act in
+    transient: ClassVar[frozenset[str]] = frozenset({"batch"})
+
+    setup: Setup
+
+    def __post_init__(self) -> None:
+        self.batch: Batch = {}
+
+    @property
+    def steps(self) -> int:
+        """Environment steps so far, over all environments."""
+        return sum(collector.steps for collector in self.setup.collectors)
+
+    @property
+    def progress(self) -> float:
+        """The part of the run that is done, in [0, 1], for schedules."""
+        return min(self.steps / self.setup.total_steps, 1.0)
+
+    @abstractmethod
+    def step(self) -> Metrics:
+        """Do one iteration and return numbers worth logging, under Stable-Baselines3's names."""
+
+    @abstractmethod
+    def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
+        """Choose actions as evaluation does: obs [B, *obs] -> actions [B, *act].
+
+        `state` is a recurrent policy's memory (None at first), `first`: [B] bool marks new episodes.
+        Random choices draw from torch's global generator, which evaluation seeds and puts back.
+        """
+
+    def stored_steps(self) -> int:
+        """Return how many environment steps are held in memory at once, for the estimate before a run."""
+        return 0
+
+    def policy_state_dict(self) -> dict[str, Any]:
+        """Return what `act` needs: the networks, without optimizers, generators and counters."""
+        return {name: module.state_dict() for name, module in self.networks().items()}
+
+    def load_policy_state_dict(self, state: dict[str, Any]) -> None:
+        for name, module in self.networks().items():
+            module.load_state_dict(state[name])
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks among the attributes, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, nn.Module)}
+
+
+def check_range(key: str, value: float | None, low: float, high: float = float("inf")) -> None:
+    """Raise UserError unless low <= value <= high; None passes (the key is switched off)."""
+    if value is not None and not low <= value <= high:
+        expected = f"in [{low:g}, {high:g}]" if high != float("inf") else f"at least {low:g}"
+        raise UserError(f"{key}={value} is out of range: expected a number {expected}")
+
+
+def clip_gradients(module: nn.Module, max_norm: float | None) -> None:
+    """Scale the gradients down to a total norm of `max_norm`; null leaves them alone."""
+    if max_norm is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), max_norm, foreach=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,135 @@
+"""The command line: a verb, or Hydra's grammar. Imports nothing heavy until a run needs it."""
+
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlrun.errors import RunFailed, UserError, nearest
+
+VERBS = {  # verb: module.function that takes the arguments after it and returns an exit code
+    "resume": "rlrun.resume.resume",
+    "eval": "rlrun.inspect_run.evaluate",
+    "play": "rlrun.play.play",
+    "ls": "rlrun.listing.ls",
+    "list": "rlrun.listing.list_options",
+    "bench": "rlrun.bench.bench",
+}
+# Options that Hydra answers without running anything.
+EXIT_BAD_INPUT = 2
+
+
+def main() -> None:
+    """Run the command of this process and exit with its code."""
+    # Waiting OpenMP threads spin by default, and a busy neighbour then costs a run most of its speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code = dispatch(sys.argv[1:])
+    except (UserError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run a verb, print help, or hand the line to Hydra; return the exit code."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        from rlrun.help import page
+
+        print(page())
+        return 0
+    first = arguments[0]
+    if first in VERBS:
+        module, _, function = VERBS[first].rpartition(".")
+        return int(getattr(importlib.import_module(module), function)(arguments[1:]))
+    if first == "--version":
+        from rlrun import __version__
+
+        print(f"rlrun {__version__}")
+        return 0
+    if re.fullmatch(r"[\w-]+", first) and not first.startswith("-"):
+        raise UserError(
+            f"{first} is neither a verb nor key=value.{nearest(first, VERBS)} Verbs: {', '.join(VERBS)}; "
+            "`rlrun --help` has examples"
+        )
+    return run_hydra(arguments)
+
+
+def run_hydra(arguments: list[str]) -> int:
+    """Compose with Hydra and launch each job; return the worst exit code."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rlrun.config import conf_folder, register_resolvers
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
+    _remember_config_dir(arguments)
+    register_resolvers()
+    codes: list[int] = []
+
+    def job(config: DictConfig) -> None:
+        codes.append(launch_composed(config))
+
+    sys.argv[1:] = arguments
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, arguments) from error
+    return max(codes, default=0)
+
+
+def launch_composed(config: Any) -> int:
+    """Launch the run of a configuration that Hydra composed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlrun.compose import names_of, resolved
+    from rlrun.config import validate
+    from rlrun.launch import launch
+
+    hydra_config = HydraConfig.get()
+    plain = validate(resolved(config))
+    names = names_of(plain, hydra_config.overrides.task, hydra_config.runtime.choices)
+    return launch(plain, names)
+
+
+def _remember_config_dir(arguments: list[str]) -> None:
+    """Note --config-dir for what looks options up by name, and let its modules be imported."""
+    for i, argument in enumerate(arguments):
+        flag, _, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            if not Path(folder).is_dir():
+                raise UserError(f"--config-dir={folder} is not a folder")
+            os.environ["RLRUN_CONFIG_DIR"] = str(Path(folder).resolve())
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _explain(error: Exception, arguments: list[str]) -> UserError:
+    """Turn Hydra's exception into one message with a remedy."""
+    from rlrun.compose import known_keys
+    from rlrun.config import GROUPS, options, unknown_key
+
+    text = str(error)
+    if found := re.search(r"Could not (?:override|append to config.*?) '([^']+)'", text):
+        return unknown_key(found[1].partition("@")[0], known_keys(arguments))
+    if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        group, name = found.groups()
+        known = options(group)
+        return UserError(f"{group}={name} does not exist.{nearest(name, known)} Known: {', '.join(known)}")
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return UserError(f"{found[1]} has several values: add -m to run one after the other, or quote a list as [a,b]")
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return UserError(f"{found[1]} has no value: give {found[1]}=...")
+    if "Multiple values for" in text or "Could not override" in text:
+        return UserError(f"{text.splitlines()[0]}; groups are {', '.join(GROUPS)}")
+    return UserError(" ".join(line.strip() for line in text.splitlines() if line.strip()))

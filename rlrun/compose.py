@@ -1,0 +1,110 @@
+"""What Hydra composed, as plain values, and the names that a run gets from it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlrun.config import conf_folder, flatten, is_learning_key
+from rlrun.errors import UserError
+from rlrun.launch import Names
+from rlrun.run_folder import variant
+
+CHOICES = ("algo", "env", "network", "device", "protocol", "tuned")
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain values. Raises UserError where one is missing."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        missing = "Missing mandatory value" in str(error)
+        message = f"{key} has no value: give {key}=..." if missing and key else f"{key}: {str(error).splitlines()[0]}"
+        raise UserError(message) from error
+    assert isinstance(plain, dict)
+    # Groups that only set other groups' keys leave an empty section of their own name.
+    return {str(k): v for k, v in plain.items() if k not in ("hydra", "tuned", "protocol")}
+
+
+def names_of(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str, Any]) -> Names:
+    """Return what the run is called, from its configuration, its overrides, and the chosen options."""
+    default, default_choices = _without_overrides(choices)
+    final = dict(flatten(config))
+    changes = [
+        f"{group}={choices[group]}"
+        for group in CHOICES[2:]
+        if choices.get(group) != default_choices.get(group) and is_learning_key(group)
+    ]
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key in CHOICES or key == "seed" or not is_learning_key(key):
+            continue
+        # A section given as a whole counts by its leaves.
+        for leaf, value in final.items():
+            if (leaf == key or leaf.startswith(f"{key}.")) and default.get(leaf, "-") != value:
+                changes.append(f"{leaf}={_shown(value)}")
+    name = config["name"]
+    return Names(
+        algo=choices["algo"],
+        env=config["env"]["name"],
+        variant=variant([name]) if name is not None else variant(changes),
+        seed=config["seed"],
+        tuned=choices["tuned"],
+    )
+
+
+def known_keys(arguments: Sequence[str]) -> list[str]:
+    """Return all dotted keys of the configuration that the group choices on a command line compose."""
+    overrides = [a for a in arguments if a.partition("=")[0] in CHOICES and "," not in a]
+    config = _compose(overrides)
+    return [k for k, _ in flatten(_plain(config)) if k.split(".")[0] not in ("hydra", "tuned", "protocol")]
+
+
+def _without_overrides(choices: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return values and choices as they are when only algo and env, and what they imply, are chosen."""
+    base = _compose([f"algo={choices['algo']}", f"env={choices['env']}"], hydra=True)
+    default_choices = dict(base.hydra.runtime.choices)
+    chosen = [f"{group}={choices[group]}" for group in CHOICES if group in choices]
+    return dict(flatten(_plain(_compose(chosen)))), default_choices
+
+
+def _compose(overrides: list[str], *, hydra: bool = False) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    extra = os.environ.get("RLRUN_CONFIG_DIR")
+    if extra:
+        overrides = [*overrides, f"hydra.searchpath=[file://{extra}]"]
+    saved = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            return compose("config", overrides, return_hydra_config=hydra)
+    finally:
+        GlobalHydra.instance().hydra = saved
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    """Return plain values, resolved one by one: those that need a missing one stay as they are written."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    values: dict[str, Any] = {}
+    for key, value in flatten({str(k): v for k, v in plain.items()}):
+        try:
+            values[key] = OmegaConf.select(config, key)
+        except OmegaConfBaseException:
+            values[key] = value
+        if OmegaConf.is_config(values[key]):
+            values[key] = OmegaConf.to_container(values[key])
+    return values
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else str(value)
+
+

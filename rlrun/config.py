@@ -1,0 +1,321 @@
+"""The composed configuration: where its files are, and whether every key in it means something.
+
+Hydra accepts any key that a `+` precedes and any type; here each key must be a field of what its group
+builds, with a value of the field's type. Fields are read from the source with `ast`, so that a typo is
+answered before anything heavy is imported.
+"""
+
+import ast
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlrun import schema
+from rlrun.errors import UserError, nearest
+
+GROUPS = ("algo", "env", "network", "device")  # groups whose _target_ is built
+NOT_CONFIGURED = ("self", "setup", "obs_space")  # what the program itself passes
+
+# What people type who come from another library.
+ALIASES = {
+    "lr": "learning_rate",
+    "n_envs": "num_envs",
+    "num_workers": "num_envs",
+    "timesteps": "total_steps",
+    "total_timesteps": "total_steps",
+    "n_timesteps": "total_steps",
+    "n_steps": "num_steps",
+    "rollout_length": "num_steps",
+    "minibatch_size": "batch_size",
+    "n_epochs": "num_epochs",
+    "update_epochs": "num_epochs",
+    "ent_coef": "entropy_coef",
+    "vf_coef": "value_coef",
+    "clip_coef": "clip_range",
+    "lam": "gae_lambda",
+    "discount": "gamma",
+    "normalize": "normalize_obs",
+    "sticky": "repeat_action_probability",
+    "n_eval_episodes": "episodes",
+    "eval_freq": "every",
+    "save_freq": "every",
+    "log_interval": "every",
+    "env_id": "id",
+}
+
+
+def conf_folder() -> Path:
+    """Return the folder of configurations: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def search_folders() -> list[Path]:
+    """Return all folders that configurations come from; --config-dir adds to them."""
+    extra = os.environ.get("RLRUN_CONFIG_DIR")
+    return [conf_folder(), *([Path(extra)] if extra else [])]
+
+
+def options(group: str) -> list[str]:
+    """Return the names in a group, sorted."""
+    return sorted({p.stem for folder in search_folders() for p in (folder / group).glob("*.yaml")})
+
+
+def option_file(group: str, name: str) -> Path | None:
+    paths = [folder / group / f"{name}.yaml" for folder in search_folders()]
+    return next((path for path in paths if path.exists()), None)
+
+
+def lineage(group: str, name: str) -> list[str]:
+    """Return the option and those that its defaults list builds on, nearest first: breakout, atari."""
+    path = option_file(group, name)
+    if path is None:
+        return [name]
+    content = yaml.safe_load(path.read_text()) or {}
+    parents = [d for d in content.get("defaults", []) if isinstance(d, str) and d != "_self_"]
+    return [name, *(ancestor for parent in parents for ancestor in lineage(group, parent))]
+
+
+def tuned_for(algo: str, env: str) -> str:
+    """Return the tuned file of the pair, or of the families it belongs to, or "none"."""
+    for a in lineage("algo", algo):
+        for e in lineage("env", env):
+            if option_file("tuned", f"{a}_{e}") is not None:
+                return f"{a}_{e}"
+    return "none"
+
+
+def register_resolvers() -> None:
+    """Make the functions known that the YAML files use."""
+    from omegaconf import OmegaConf
+
+    def register(name: str, function: Any) -> None:
+        OmegaConf.register_new_resolver(name, function, replace=True)
+
+    register("tuned_for", tuned_for)
+    register("fraction", lambda total, parts: max(1, int(float(total)) // int(parts)))
+    register("slug", slug)
+    register("scratch", tempfile.gettempdir)
+
+
+def slug(text: str) -> str:
+    """Return the text with what a folder's name cannot hold replaced: ALE/Pong-v5 -> ALE-Pong-v5."""
+    return "".join(c if c.isalnum() or c in "._=+," else "-" for c in str(text)).strip("-.") or "default"
+
+
+def validate(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with each value in its field's type. Raises UserError for the first that
+    is unknown, missing, or of another type."""
+    for group in GROUPS:
+        if not isinstance(config.get(group), dict) or "_target_" not in config[group]:
+            raise UserError(f"{group} names nothing to build: choose one of {', '.join(options(group))}")
+    known = _fields(schema.__name__, "Run")
+    top = {k: v for k, v in config.items() if k not in schema.SECTIONS and k not in GROUPS}
+    checked = _check("", top, known, "rlrun", extra_known=[*schema.SECTIONS, *GROUPS])
+    for section, cls in schema.SECTIONS.items():
+        checked[section] = _check(section, config[section], _fields(schema.__name__, cls.__name__), section)
+    for group in GROUPS:
+        target = config[group]["_target_"]
+        module, _, name = target.rpartition(".")
+        values = {k: v for k, v in config[group].items() if k != "_target_"}
+        checked[group] = {"_target_": target, **_check(group, values, _fields(module, name, group), target)}
+    _check_ranges(checked)
+    return checked
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("algo.gamma", 0.99) for each leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def is_learning_key(key: str) -> bool:
+    """Say whether the value of a dotted key changes what is learned."""
+    return key in schema.LEARNING_EXCEPTIONS or key.split(".")[0] not in schema.WATCHING
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return {dotted key: (old, new)} where two configurations differ; "-" stands for an absent key."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    keys = [*a, *(key for key in b if key not in a)]
+    return {k: (a.get(k, "-"), b.get(k, "-")) for k in keys if a.get(k, "-") != b.get(k, "-")}
+
+
+def unknown_key(key: str, known: list[str]) -> UserError:
+    """Return the error for a dotted key that nothing reads."""
+    last = key.rpartition(".")[2]
+    wanted = ALIASES.get(last)
+    section = key.rpartition(".")[0]
+    meant = [k for k in known if k.rpartition(".")[2] == wanted]
+    meant.sort(key=lambda k: k.rpartition(".")[0] != section)
+    if meant:
+        hint = f" rlrun calls it {' or '.join(meant[:3])}."
+    else:
+        leaves = {k.rpartition(".")[2]: k for k in known}
+        hint = nearest(key, known) or nearest(last, leaves)
+    return UserError(f"{key} is not a key of this configuration.{hint} `--cfg job` shows all keys")
+
+
+def _check(
+    section: str, values: Mapping[str, Any], fields: dict[str, ast.expr], reader: str, extra_known: Any = ()
+) -> dict[str, Any]:
+    prefix = f"{section}." if section else ""
+    checked = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown_key(prefix + key, [*(prefix + f for f in fields), *extra_known])
+        checked[key] = _coerce(prefix + key, value, fields[key])
+    missing = [key for key in fields if key not in values]
+    if missing:
+        raise UserError(f"{prefix}{missing[0]} is missing: {reader} needs it, and no configuration sets it")
+    return checked
+
+
+def _check_ranges(config: dict[str, Any]) -> None:
+    at_least_one = (
+        "total_steps",
+        "eval.every",
+        "eval.episodes",
+        "eval.final_episodes",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "log.every",
+    )
+    values = dict(flatten(config))
+    for key in at_least_one:
+        if values[key] < 1:
+            raise UserError(f"{key}={values[key]} is out of range: expected at least 1")
+    if not 0 <= config["seed"] < 2**63:
+        raise UserError(f"seed={config['seed']} is out of range: expected 0 to 2^63 - 1")
+    probability = values.get("env.repeat_action_probability", 0.0)
+    if not 0 <= probability < 1:
+        raise UserError(f"env.repeat_action_probability={probability} is out of range: expected [0, 1)")
+
+
+# --- Fields, read from source ---------------------------------------------------------------------------
+
+
+def _fields(module: str, name: str, group: str | None = None) -> dict[str, ast.expr]:
+    """Return {field: annotation} of a class: a dataclass's fields, or what __init__ or a function takes."""
+    key = f"{group}._target_={module}.{name}" if group else f"{module}.{name}"
+    tree = _source(module, key)
+    node = next((n for n in tree.body if getattr(n, "name", None) == name), None)
+    if isinstance(node, ast.FunctionDef):
+        return _parameters(node, tree)
+    if not isinstance(node, ast.ClassDef):
+        raise UserError(f"{key} names nothing: {module} has no class or function {name}")
+    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if init is not None:
+        return _parameters(init, tree)
+    fields: dict[str, ast.expr] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name):
+            fields |= _base_fields(base.id, module, tree)
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+            if "ClassVar" not in ast.unparse(item.annotation):
+                fields[item.target.id] = _resolve_alias(item.annotation, tree)
+    return {k: v for k, v in fields.items() if k not in NOT_CONFIGURED}
+
+
+def _base_fields(base: str, module: str, tree: ast.Module) -> dict[str, ast.expr]:
+    if any(isinstance(n, ast.ClassDef) and n.name == base for n in tree.body):
+        return _fields(module, base)
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and any(a.name == base for a in node.names):
+            if node.module in ("abc", "typing", "torch", "torch.nn"):
+                return {}
+            return _fields(node.module, base)
+    return {}
+
+
+def _parameters(function: ast.FunctionDef, tree: ast.Module) -> dict[str, ast.expr]:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    anything = ast.Name("Any")
+    return {
+        a.arg: _resolve_alias(a.annotation or anything, tree) for a in arguments if a.arg not in NOT_CONFIGURED
+    }
+
+
+def _resolve_alias(annotation: ast.expr, tree: ast.Module) -> ast.expr:
+    """Replace a name that the module assigns (Activation = Literal[...]) by what it stands for."""
+    if isinstance(annotation, ast.Name):
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and any(
+                isinstance(t, ast.Name) and t.id == annotation.id for t in node.targets
+            ):
+                return node.value
+    return annotation
+
+
+def _source(module: str, key: str) -> ast.Module:
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{key} cannot be found: {error}") from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise UserError(f"{key} cannot be found: no module {module} is installed or on PYTHONPATH")
+    return ast.parse(Path(spec.origin).read_text())
+
+
+def _coerce(key: str, value: Any, annotation: ast.expr) -> Any:
+    for alternative in _alternatives(annotation):
+        fits, converted = _convert(value, alternative)
+        if fits:
+            return converted
+    expected = ast.unparse(annotation).replace("Literal", "one of ").replace("None", "null")
+    raise UserError(f"{key}={_shown(value)} has the wrong type: expected {expected}")
+
+
+def _alternatives(annotation: ast.expr) -> list[ast.expr]:
+    if isinstance(annotation, ast.BinOp):
+        return [*_alternatives(annotation.left), *_alternatives(annotation.right)]
+    return [annotation]
+
+
+def _convert(value: Any, kind: ast.expr) -> tuple[bool, Any]:
+    if isinstance(kind, ast.Constant) and kind.value is None:
+        return value is None, None
+    if isinstance(kind, ast.Subscript):
+        return _convert_subscript(value, kind)
+    name = ast.unparse(kind)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "bool":
+        return isinstance(value, bool), value
+    if name == "int":
+        whole = number and float(value).is_integer()
+        return whole, int(value) if whole else value
+    if name == "float":
+        return number, float(value) if number else value
+    if name == "str":
+        # A name such as 2026 arrives as a number.
+        return isinstance(value, str) or number, str(value)
+    return True, value
+
+
+def _convert_subscript(value: Any, kind: ast.Subscript) -> tuple[bool, Any]:
+    name = ast.unparse(kind.value)
+    if name == "Literal":
+        allowed = ast.literal_eval(kind.slice)
+        return value in (allowed if isinstance(allowed, tuple) else (allowed,)), value
+    if name == "list":
+        if not isinstance(value, list):
+            return False, value
+        items = [_convert(item, kind.slice) for item in value]
+        return all(fits for fits, _ in items), [converted for _, converted in items]
+    if name == "dict":
+        return isinstance(value, dict), value
+    return True, value
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

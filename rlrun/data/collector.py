@@ -1,0 +1,150 @@
+"""Stepping environments with a policy. T steps, B environments."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlrun.envs.base import Array, Transition
+from rlrun.envs.normalizer import Normalizer
+from rlrun.envs.replayed import ReplayedEnvs
+from rlrun.stateful import Stateful
+
+Batch = dict[str, Tensor]
+State = Any  # a recurrent policy's memory; None for the others
+Policy = Callable[[Tensor, State, Tensor], tuple[Batch, State]]
+
+RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
+
+
+@dataclass(kw_only=True, eq=False)
+class Collector(Stateful):
+    """Environments, where each of them stands, and the statistics of their episodes.
+
+    It also is the one counter of environment steps: resets are neither counted nor stored.
+    """
+
+    transient: ClassVar[frozenset[str]] = frozenset({"storage"})
+
+    envs: ReplayedEnvs
+    normalizer: Normalizer
+    normalize_obs: bool
+    normalize_reward: bool
+    clip_reward: bool
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.num_envs = self.envs.num_envs
+        self.steps = 0
+        self.obs: Array = self._received(self.envs.start())
+        self.first: Array = np.ones(self.num_envs, bool)
+        self.policy_state: State = None
+        self.episode_return: Array = np.zeros(self.num_envs)
+        self.episode_length: Array = np.zeros(self.num_envs, np.int64)
+        self.recent_returns: deque[float] = deque(maxlen=RECENT)
+        self.recent_lengths: deque[int] = deque(maxlen=RECENT)
+        self.episodes: list[dict[str, float]] = []
+        self.storage: Batch = {}
+
+    def collect(self, policy: Policy, num_steps: int) -> Batch:
+        """Step T = num_steps times and return what happened.
+
+        obs: [T, B, *obs]; action, and whatever else the policy returned: [T, B, ...]; reward: [T, B], as
+        the learner shall see it; terminated, truncated, first: [T, B] bool; next_obs: [B, *obs], the
+        observation after the last step. Of the K episodes that were cut short: final_obs: [K, *obs], the
+        last observation, and final_index: [K], the flat position t * B + b of the last step.
+
+        The tensors are overwritten by the next call.
+        """
+        finals: list[Tensor] = []
+        final_index: list[int] = []
+        for t in range(num_steps):
+            obs, first = self._to_policy(self.obs), torch.from_numpy(self.first).to(self.device)
+            with torch.no_grad():
+                extras, self.policy_state = policy(obs, self.policy_state, first)
+            transition = self.envs.step(extras["action"].cpu().numpy())
+            ended = transition.terminated | transition.truncated
+            row = {
+                "obs": obs,
+                "first": first,
+                "reward": torch.from_numpy(self._learner_reward(transition.reward, ended)),
+                "terminated": torch.from_numpy(transition.terminated),
+                "truncated": torch.from_numpy(transition.truncated),
+                **extras,
+            }
+            self._store(t, num_steps, row)
+            if transition.truncated.any():
+                cut = np.flatnonzero(transition.truncated)
+                finals.append(self._to_policy(transition.obs[cut]))
+                final_index += (t * self.num_envs + cut).tolist()
+            self._advance(transition, ended)
+        next_obs = self._to_policy(self.obs)
+        return {
+            **self.storage,
+            "next_obs": next_obs,
+            "final_obs": torch.cat(finals) if finals else next_obs[:0],
+            "final_index": torch.tensor(final_index, dtype=torch.int64, device=self.device),
+        }
+
+    def pop_episodes(self) -> list[dict[str, float]]:
+        """Return the episodes that ended since the last call: step, env, return and length of each."""
+        episodes, self.episodes = self.episodes, []
+        return episodes
+
+    def bytes_per_step(self) -> int:
+        """Return the memory that one stored environment step takes, without the policy's extras."""
+        return self.obs[0].nbytes + 16
+
+    def _advance(self, transition: Transition, ended: Array) -> None:
+        self.steps += self.num_envs
+        self.episode_return += transition.reward
+        self.episode_length += 1
+        obs = transition.obs
+        if transition.over.any():
+            for b in np.flatnonzero(transition.over):
+                self._finish_episode(int(b))
+            obs = self.envs.next_episode(transition.over)
+        self.obs, self.first = self._received(obs), ended | transition.over
+
+    def _finish_episode(self, b: int) -> None:
+        score, length = float(self.episode_return[b]), int(self.episode_length[b])
+        self.recent_returns.append(score)
+        self.recent_lengths.append(length)
+        self.episodes.append({"step": self.steps, "env": b, "return": score, "length": length})
+        self.episode_return[b], self.episode_length[b] = 0.0, 0
+
+    def _received(self, obs: Array) -> Array:
+        if self.normalize_obs:
+            self.normalizer.update_obs(obs)
+        return obs
+
+    def _to_policy(self, obs: Array) -> Tensor:
+        return to_policy(obs, self.normalizer if self.normalize_obs else None, self.device)
+
+    def _learner_reward(self, reward: Array, ended: Array) -> Array:
+        if self.clip_reward:
+            reward = np.sign(reward)
+        if self.normalize_reward:
+            reward = self.normalizer.reward(reward, ended)
+        return reward.astype(np.float32)
+
+    def _store(self, t: int, num_steps: int, row: Batch) -> None:
+        for name, value in row.items():
+            rows = self.storage.get(name)
+            if rows is None or len(rows) != num_steps:
+                rows = torch.empty((num_steps, *value.shape), dtype=value.dtype, device=self.device)
+                self.storage[name] = rows
+            rows[t].copy_(value)
+
+
+def to_policy(obs: Array, normalizer: Normalizer | None, device: torch.device) -> Tensor:
+    """Return observations as a policy takes them: bytes stay bytes, all else is float32 or int64."""
+    if normalizer is not None:
+        obs = normalizer.obs(obs)
+    elif obs.dtype == np.float64:
+        obs = obs.astype(np.float32)
+    return torch.from_numpy(obs).to(device)

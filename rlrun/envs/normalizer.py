@@ -1,0 +1,54 @@
+"""Observation and reward normalisation, above the environments, with statistics that are saved state."""
+
+import numpy as np
+
+from rlrun.envs.base import Array
+from rlrun.stateful import Stateful
+
+CLIP = 10.0  # in standard deviations, as in Baselines' VecNormalize
+EPSILON = 1e-8
+
+
+class RunningMoments(Stateful):
+    """Mean and variance of all rows seen so far, by the parallel update of Chan et al. (1979)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.mean: Array = np.zeros(shape)
+        self.var: Array = np.ones(shape)
+        self.count = 1e-4
+
+    def update(self, rows: Array) -> None:
+        """rows: [B, *shape]."""
+        mean, var, count = rows.mean(axis=0), rows.var(axis=0), len(rows)
+        delta, total = mean - self.mean, self.count + count
+        self.mean = self.mean + delta * count / total
+        spread = self.var * self.count + var * count + np.square(delta) * self.count * count / total
+        self.var, self.count = spread / total, total
+
+
+class Normalizer(Stateful):
+    """Shift and scale observations; scale rewards by the deviation of the discounted return.
+
+    In evaluation only `obs` is called, which changes nothing: the statistics stay those of training.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...], num_envs: int, gamma: float) -> None:
+        self.obs_moments = RunningMoments(obs_shape)
+        self.return_moments = RunningMoments(())
+        self.discounted_return: Array = np.zeros(num_envs)
+        self.discount = gamma
+
+    def update_obs(self, obs: Array) -> None:
+        self.obs_moments.update(obs.astype(np.float64))
+
+    def obs(self, obs: Array) -> Array:
+        """obs: [B, *obs] -> float32, mean 0 and variance 1 over training so far."""
+        scaled = (obs - self.obs_moments.mean) / np.sqrt(self.obs_moments.var + EPSILON)
+        return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
+
+    def reward(self, reward: Array, ended: Array) -> Array:
+        """Scale reward: [B], after adding it to the statistics; ended: [B] bool ends the running return."""
+        self.discounted_return = self.discounted_return * self.discount + reward
+        self.return_moments.update(self.discounted_return)
+        self.discounted_return[ended] = 0.0
+        return np.clip(reward / np.sqrt(self.return_moments.var + EPSILON), -CLIP, CLIP)

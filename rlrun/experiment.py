@@ -1,0 +1,239 @@
+"""The one loop: it trains, logs, evaluates, checkpoints, and stops where it may be taken up again."""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rlrun import schema
+from rlrun.algos.algorithm import Algorithm, Metrics
+from rlrun.checkpoint import Checkpoints
+from rlrun.console import Console
+from rlrun.envs.normalizer import Normalizer
+from rlrun.errors import RunFailed
+from rlrun.evaluation import Evaluation, Evaluator
+from rlrun.files import human_seconds, write_json
+from rlrun.logger import Logger
+from rlrun.run_folder import RunFolder
+from rlrun.seeding import REPORT_SEEDS, SELECTION_SEEDS, GlobalGenerators, Seeds
+from rlrun.signals import Signals
+from rlrun.stateful import Stateful
+
+FINISHED, INTERRUPTED, FAILED, RUNNING = "finished", "interrupted", "failed", "running"
+
+
+def crossed(every: int, before: int, now: int) -> bool:
+    """Say whether a multiple of `every` lies in (before, now]. Pure: there is no counter to save."""
+    return now // every > before // every
+
+
+class Clock:
+    """Wall time of a run over all of its sessions."""
+
+    def __init__(self) -> None:
+        self.earlier = 0.0  # seconds of the sessions before this one, up to the restored checkpoint
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        return self.earlier + time.monotonic() - self.started
+
+
+@dataclass(kw_only=True, eq=False)
+class Experiment(Stateful):
+    """A run: what it needs are fields, what it remembers are the attributes set in __post_init__."""
+
+    transient: ClassVar[frozenset[str]] = frozenset({"clock", "last_row", "window"})
+
+    normalizer: Normalizer  # before the algorithm, whose collectors share it: shared state is saved where first met
+    algorithm: Algorithm
+    logger: Logger
+    checkpoints: Checkpoints
+    evaluator: Evaluator
+    console: Console
+    folder: RunFolder
+    signals: Signals
+    seeds: Seeds
+    total_steps: int
+    eval: schema.Eval
+    checkpoint: schema.Checkpoint
+    log: schema.Log
+    at_return: float | None
+    after_seconds: float | None
+    protocol: dict[str, Any]
+    fingerprint: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.generators = GlobalGenerators()
+        self.pending_evaluation: int | None = None  # the step whose evaluation has not been finished
+        self.best_return: float | None = None
+        self.latest_return: float | None = None
+        self.clock = Clock()
+        self.window = (0.0, 0)  # (seconds, steps) at the last row, for steps/s
+        self.last_row: dict[str, Any] = {}
+
+    def run(self) -> str:
+        """Train from wherever the folder stands to the end; return the status it ends with."""
+        self.restore()
+        self.window = (self.clock.seconds(), self.algorithm.steps)
+        self.evaluate_pending()
+        while not self.done() and not self.signals.received:
+            before = self.algorithm.steps
+            metrics = self.algorithm.step()
+            now = self.algorithm.steps
+            self.check_finite(metrics)
+            self.write_log(before, now, metrics)
+            if crossed(self.eval.every, before, now):
+                self.pending_evaluation = now
+                self.evaluate_pending()
+            if crossed(self.checkpoint.every, before, now):
+                self.save()
+        self.save()
+        if self.signals.received:
+            return INTERRUPTED
+        return self.finish()
+
+    def done(self) -> bool:
+        return self.algorithm.steps >= self.total_steps or self.stopped_early() is not None
+
+    def stopped_early(self) -> str | None:
+        """Return the key that ends the run before total_steps, if one does now."""
+        if self.at_return is not None and self.latest_return is not None and self.latest_return >= self.at_return:
+            return "stop.at_return"
+        if self.after_seconds is not None and self.clock.seconds() >= self.after_seconds:
+            return "stop.after_time"
+        return None
+
+    # --- State ------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        step = self.algorithm.steps
+        facts = {"fingerprint": self.fingerprint, "time": {"wall_seconds": self.clock.seconds()}}
+        self.checkpoints.save(step, self.state_dict(), facts)
+        self.folder.update_record(steps=step)
+
+    def restore(self) -> None:
+        """Take up the newest usable checkpoint; without one, begin at the beginning."""
+        found = self.checkpoints.newest(self.console.notice)
+        if found is None:
+            self.logger.load_state_dict({})
+            self.checkpoints.discard_best_after(0)
+            return
+        state, manifest = found
+        self.load_state_dict(state)
+        self.checkpoints.discard_best_after(manifest["step"])
+        self.clock.earlier = manifest["time"]["wall_seconds"]
+        self.console.notice(f"continuing from step {manifest['step']:,} of {self.total_steps:,}")
+        self.report_dropped_promises(manifest["fingerprint"])
+
+    def report_dropped_promises(self, stored: dict[str, Any]) -> None:
+        """Say in what this session differs from the one that wrote the checkpoint."""
+        names = sorted(stored.keys() | self.fingerprint.keys())
+        changed = [n for n in names if stored.get(n) != self.fingerprint.get(n)]
+        for name in changed:
+            self.console.notice(
+                f"not bit-identical to an undisturbed run from here on: {name} was {stored.get(name)}, "
+                f"is {self.fingerprint.get(name)}"
+            )
+        drifts = {c.envs.drift for c in self.algorithm.setup.collectors if c.envs.drift}
+        for drift in sorted(drifts):
+            self.console.notice(f"not bit-identical to an undisturbed run from here on: {drift}")
+        if changed or drifts:
+            lineage = self.folder.record()["lineage"]
+            dropped = [*changed, *sorted(drifts)]
+            lineage.append({"event": "promise dropped", "step": self.algorithm.steps, "because": dropped})
+            self.folder.update_record(lineage=lineage)
+
+    # --- Numbers ----------------------------------------------------------------------------------------
+
+    def write_log(self, before: int, now: int, metrics: Metrics) -> None:
+        for collector in self.algorithm.setup.collectors:
+            for episode in collector.pop_episodes():
+                self.logger.episode(episode)
+        if not (crossed(self.log.every, before, now) or now >= self.total_steps):
+            return
+        seconds, (last_seconds, last_steps) = self.clock.seconds(), self.window
+        speed = (now - last_steps) / max(seconds - last_seconds, 1e-9)
+        self.window = (seconds, now)
+        returns = [r for c in self.algorithm.setup.collectors for r in c.recent_returns]
+        lengths = [n for c in self.algorithm.setup.collectors for n in c.recent_lengths]
+        rollout = (
+            {"rollout/ep_rew_mean": sum(returns) / len(returns), "rollout/ep_len_mean": sum(lengths) / len(lengths)}
+            if returns
+            else {}
+        )
+        timing = {"time/fps": round(speed, 1), "time/time_elapsed": round(seconds, 3)}
+        self.last_row = self.logger.metrics(now, metrics | rollout | timing)
+        self.console.progress(now, self.last_row, speed)
+
+    def check_finite(self, metrics: Metrics) -> None:
+        """Halt on a loss that is not finite, keeping the batch that led to it. Raises RunFailed."""
+        loss = metrics.get("train/loss")
+        if loss is None or math.isfinite(float(loss)):
+            return
+        path = self.folder.path / "not_finite.pt"
+        batch = {name: t.cpu() for name, t in self.algorithm.batch.items() if isinstance(t, Tensor)}
+        torch.save({"step": self.algorithm.steps, "batch": batch}, path)
+        raise RunFailed(
+            f"train/loss={float(loss)} at step {self.algorithm.steps:,}: the run is halted, its last good "
+            f"checkpoint is kept, and the batch is in {path}. This reproduces it:\n  rlrun resume "
+            f"'{self.folder.path}'"
+        )
+
+    # --- Evaluation -------------------------------------------------------------------------------------
+
+    def evaluate_pending(self) -> None:
+        """Evaluate the present policy if that is due; an interruption leaves it due."""
+        step = self.pending_evaluation
+        if step is None:
+            return
+        evaluation = self.evaluator.evaluate(
+            self.seeds.episodes(f"evaluation {step}", SELECTION_SEEDS, self.eval.episodes)
+        )
+        if evaluation is None:
+            return
+        self.pending_evaluation = None
+        self.latest_return = evaluation.mean_return
+        if self.best_return is None or evaluation.mean_return > self.best_return:
+            self.best_return = evaluation.mean_return
+            self.checkpoints.save_best(step, self.policy_state(), {"mean_return": evaluation.mean_return})
+        self.logger.evaluation({"step": step, **evaluation.row()})
+        self.logger.metrics(
+            step, {"eval/mean_reward": evaluation.mean_return, "eval/mean_ep_length": evaluation.mean_length}
+        )
+
+    def policy_state(self) -> dict[str, Any]:
+        """Return what it takes to play the present policy."""
+        return {"policy": self.algorithm.policy_state_dict(), "normalizer": self.normalizer.state_dict()}
+
+    def finish(self) -> str:
+        """Evaluate the last policy on episodes that chose nothing, and write the result."""
+        started = time.monotonic()
+        seeds = self.seeds.episodes("report", REPORT_SEEDS, self.eval.final_episodes)
+        final = self.evaluator.evaluate(seeds)
+        if final is None:
+            return INTERRUPTED
+        steps, wall = self.algorithm.steps, self.clock.seconds()
+        write_json(
+            self.folder.path / "result.json",
+            {
+                **final.row(),
+                "steps": steps,
+                "stopped_early": self.stopped_early() if steps < self.total_steps else None,
+                "best_evaluation": self.best_return,
+                "protocol": self.protocol,
+                "time/wall_seconds": round(wall, 3),
+                "time/evaluation_seconds": round(time.monotonic() - started, 3),
+            },
+        )
+        self.console.notice(result_line(final, steps, wall))
+        return FINISHED
+
+
+def result_line(final: Evaluation, steps: int, wall: float) -> str:
+    return (
+        f"return {final.mean_return:.2f} ± {final.std_return:.2f} over {len(final.returns)} episodes "
+        f"after {steps:,} steps in {human_seconds(wall)}"
+    )

@@ -1,0 +1,178 @@
+"""One run, from its configuration to its exit code: new, continued, finished before, or refused."""
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlrun import record
+from rlrun.config import differences, is_learning_key
+from rlrun.errors import RunFailed, UserError
+from rlrun.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from rlrun.build import Agent
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a run is called: the parts of its folder, and the tuned file that its numbers come from."""
+
+    algo: str
+    env: str
+    variant: str
+    seed: int
+    tuned: str
+
+    def folder(self, outputs: str) -> RunFolder:
+        return RunFolder(Path(outputs) / self.env / self.algo / self.variant / f"seed={self.seed}")
+
+
+def launch(config: dict[str, Any], names: Names) -> int:
+    """Train the run that the configuration names, or go on with it; return the process's exit code."""
+    folder = names.folder(config["outputs"])
+    if folder.exists() and config["fresh"]:
+        with folder.lock():
+            _say(f"the existing run is set aside in {_set_aside(folder, config['outputs'])}")
+    if folder.exists():
+        _refuse_other_learning(folder, config)
+        if folder.status() == "finished":
+            result = folder.result() or {}
+            _say(
+                f"{folder.path} is finished: return {result.get('mean_return', float('nan')):.2f} after "
+                f"{result.get('steps', 0):,} steps; fresh=true runs it again, `rlrun resume` extends it"
+            )
+            return EXIT_FINISHED
+        return train(folder, config)
+    return train(folder, config, names)
+
+
+def train(folder: RunFolder, config: dict[str, Any], names: Names | None = None) -> int:
+    """Build and run the experiment of a folder, which `names` asks to be made; return the exit code."""
+    started = time.monotonic()
+    if folder.path.exists() and folder.locked():
+        with folder.lock():  # raises, and says who holds it, before seconds go into building
+            pass
+    from rlrun.build import build_agent, check_room, estimate
+    from rlrun.signals import Signals
+
+    with Signals() as signals:
+        agent = build_agent(config)
+        needed = estimate(agent, config)
+        check_room(needed, Path(config["outputs"]))
+        _make_folder(folder.path)
+        with folder.lock():
+            if names is not None:
+                _begin(folder, config, names, agent)
+            else:
+                _continue(folder, config)
+            _say(f"{folder.path}  ({needed}; set up in {time.monotonic() - started:.1f} s)")
+            return _run(folder, config, agent, signals)
+
+
+def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any) -> int:
+    from rlrun.build import build_experiment
+    from rlrun.experiment import FAILED, FINISHED, INTERRUPTED
+
+    experiment = build_experiment(agent, config, folder, signals)
+    status, code = FAILED, EXIT_FAILED
+    try:
+        status = experiment.run()
+        code = EXIT_FINISHED if status == FINISHED else 128 + signals.received
+        if status == INTERRUPTED:
+            experiment.console.notice(
+                f"interrupted at step {agent.algorithm.steps:,}, saved; the same command goes on from there"
+            )
+    except RunFailed as error:
+        experiment.console.close()
+        experiment.console.notice(f"error: {error}")
+    except Exception:
+        experiment.console.close()
+        experiment.console.notice(f"error: the run failed\n{traceback.format_exc()}")
+    finally:
+        experiment.console.close()
+        experiment.logger.close()
+        folder.update_record(status=status, ended=record.now(), steps=agent.algorithm.steps)
+    return code
+
+
+def _begin(folder: RunFolder, config: dict[str, Any], names: Names, agent: "Agent") -> None:
+    folder.write_config(config)
+    folder.write_record(
+        {
+            "status": "running",
+            "command": record.command(),
+            "algo": names.algo,
+            "env": names.env,
+            "variant": names.variant,
+            "seed": names.seed,
+            "tuned": names.tuned,
+            "steps": 0,
+            "total_steps": config["total_steps"],
+            "started": record.now(),
+            "ended": None,
+            "protocol": agent.protocol(),
+            "fingerprint": agent.fingerprint(),
+            "environment": agent.spec.versions(),
+            "lineage": [],
+            **record.provenance(),
+        }
+    )
+
+
+def _continue(folder: RunFolder, config: dict[str, Any]) -> None:
+    changed = differences(folder.config(), config)
+    stored = folder.record()
+    lineage = stored["lineage"]
+    event: dict[str, Any] = {"event": "continued", "time": record.now(), "command": record.command()}
+    if changed:
+        event["changed"] = {key: list(pair) for key, pair in changed.items()}
+        for key, (old, new) in changed.items():
+            _say(f"{key}: {old} -> {new}")
+    folder.write_config(config)
+    folder.write_record(
+        {**stored, "status": "running", "ended": None, "total_steps": config["total_steps"], "lineage": [*lineage, event]}
+    )
+
+
+def _refuse_other_learning(folder: RunFolder, config: dict[str, Any]) -> None:
+    changed = {k: pair for k, pair in differences(folder.config(), config).items() if is_learning_key(k)}
+    if changed:
+        lines = "\n".join(f"  {key}: stored {old}, asked for {new}" for key, (old, new) in changed.items())
+        raise UserError(
+            f"{folder.path} holds a run with another configuration:\n{lines}\n"
+            "Give this one its own name=..., or set the stored one aside with fresh=true"
+        )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".lock"
+        probe.touch()
+    except OSError as error:
+        raise UserError(f"outputs: {path} cannot be written ({error}); choose another with outputs=...") from error
+
+
+def _set_aside(folder: RunFolder, outputs: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    relative = folder.path.relative_to(outputs)
+    target = Path(outputs) / ".aside" / relative.with_name(f"{relative.name}-{stamp}")
+    counter = 1
+    while target.exists():
+        counter += 1
+        target = target.with_name(f"{relative.name}-{stamp}-{counter}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.path.rename(target)
+    return target
+
+
+def _say(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
+
+

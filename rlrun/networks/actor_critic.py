@@ -1,0 +1,89 @@
+"""A policy and a state value, on one torso or on two."""
+
+from collections.abc import Callable
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
+from rlrun.networks.torsos import orthogonal
+
+MakeTorso = Callable[[], nn.Module]
+
+
+class ActorCritic(nn.Module):
+    """pi(a|s) and V(s).
+
+    The policy's last layer starts 100 times smaller than the others, so that the first policy is nearly
+    uniform whatever the observation; the value's starts with gain 1 (Huang et al. 2022, detail 2).
+    """
+
+    def __init__(
+        self, make_torso: MakeTorso, action_space: spaces.Space, *, share_torso: bool, log_std_init: float
+    ) -> None:
+        super().__init__()
+        self.policy_torso = make_torso()
+        self.value_torso = self.policy_torso if share_torso else make_torso()
+        self.policy_head = make_policy_head(action_space, self.policy_torso.out_features, log_std_init)
+        self.value_head = orthogonal(nn.Linear(self.value_torso.out_features, 1), gain=1.0)
+
+    def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
+        """obs: [B, *obs] -> the action distribution and the value [B], both in float32."""
+        features = self.policy_torso(obs)
+        value_features = features if self.value_torso is self.policy_torso else self.value_torso(obs)
+        return self.policy_head(features), self.value_head(value_features).squeeze(-1).float()
+
+    def distribution(self, obs: Tensor) -> Distribution:
+        return self.policy_head(self.policy_torso(obs))
+
+    def value(self, obs: Tensor) -> Tensor:
+        return self.value_head(self.value_torso(obs)).squeeze(-1).float()
+
+    def act(self, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Sample an action, with what an on-policy update needs to know about it."""
+        policy, value = self(obs)
+        action = policy.sample(generator)
+        return {"action": action, "log_prob": policy.log_prob(action), "value": value}
+
+
+class CategoricalHead(nn.Module):
+    def __init__(self, in_features: int, num_actions: int) -> None:
+        super().__init__()
+        self.logits = orthogonal(nn.Linear(in_features, num_actions), gain=0.01)
+
+    def forward(self, features: Tensor) -> Categorical:
+        return Categorical(self.logits(features).float())
+
+
+class MultiCategoricalHead(nn.Module):
+    def __init__(self, in_features: int, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.logits = orthogonal(nn.Linear(in_features, sum(sizes)), gain=0.01)
+
+    def forward(self, features: Tensor) -> MultiCategorical:
+        return MultiCategorical(self.logits(features).float(), self.sizes)
+
+
+class GaussianHead(nn.Module):
+    """A Gaussian whose standard deviation is learned but does not depend on the state."""
+
+    def __init__(self, in_features: int, num_dims: int, log_std_init: float) -> None:
+        super().__init__()
+        self.mean = orthogonal(nn.Linear(in_features, num_dims), gain=0.01)
+        self.log_std = nn.Parameter(torch.full((num_dims,), log_std_init))
+
+    def forward(self, features: Tensor) -> DiagGaussian:
+        return DiagGaussian(self.mean(features).float(), self.log_std)
+
+
+def make_policy_head(action_space: spaces.Space, in_features: int, log_std_init: float) -> nn.Module:
+    """Return the head that maps features to a distribution over `action_space`."""
+    if isinstance(action_space, spaces.Discrete):
+        return CategoricalHead(in_features, int(action_space.n))
+    if isinstance(action_space, spaces.MultiDiscrete):
+        return MultiCategoricalHead(in_features, [int(n) for n in action_space.nvec])
+    if isinstance(action_space, spaces.Box):
+        return GaussianHead(in_features, spaces.flatdim(action_space), log_std_init)
+    raise ValueError(f"no policy head for the action space {action_space}")

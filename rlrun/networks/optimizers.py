@@ -1,0 +1,43 @@
+"""Optimizers that published settings need and torch does not have."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RMSpropTF(torch.optim.Optimizer):
+    """RMSProp as TensorFlow has it: epsilon inside the square root, squares that start at one.
+
+    The published A2C and DQN scores were reached with this variant. Starting the squares at one keeps the
+    first steps small; torch's starts at zero, which makes them as large as the learning rate over
+    sqrt(1 - alpha).
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, alpha: float, eps: float, square_init: float = 1.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "square_init": square_init})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            squares = [self._square(p, group["square_init"]) for p in params]
+            grads: list[Any] = [p.grad for p in params]
+            torch._foreach_mul_(squares, group["alpha"])
+            torch._foreach_addcmul_(squares, grads, grads, 1 - group["alpha"])
+            roots = torch._foreach_add(squares, group["eps"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
+        return loss
+
+    def _square(self, param: Tensor, init: float) -> Tensor:
+        state = self.state[param]
+        if not state:
+            state["square"] = torch.full_like(param, init)
+        return state["square"]

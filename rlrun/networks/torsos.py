@@ -1,0 +1,165 @@
+"""Torsos: observation [B, *obs] -> features [B, F]. Each takes the observation space first.
+
+Weights start orthogonal with gain sqrt 2 and zero bias, as in the Baselines implementation of PPO
+(Huang et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization", detail 2).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+
+
+def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
+    """Start the layer with an orthogonal weight of the given gain and a zero bias."""
+    nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class MLP(nn.Sequential):
+    """Fully connected layers. A discrete observation enters as a one-hot vector, any other flattened."""
+
+    def __init__(self, obs_space: spaces.Space, hidden: list[int], activation: Activation) -> None:
+        widths = [spaces.flatdim(obs_space), *hidden]
+        layers: list[nn.Module] = [_entry(obs_space)]
+        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+            layers += [orthogonal(nn.Linear(fan_in, fan_out)), ACTIVATIONS[activation]()]
+        super().__init__(*layers)
+        self.out_features = widths[-1]
+
+
+class NatureCNN(nn.Sequential):
+    """The network of Mnih et al. (2015), "Human-level control through deep reinforcement learning"."""
+
+    def __init__(
+        self,
+        obs_space: spaces.Space,
+        channels: list[int],
+        kernels: list[int],
+        strides: list[int],
+        hidden: int,
+        activation: Activation,
+    ) -> None:
+        image = Image(obs_space)
+        layers: list[nn.Module] = [image]
+        fan_in = image.channels
+        for fan_out, kernel, stride in zip(channels, kernels, strides, strict=True):
+            layers += [orthogonal(nn.Conv2d(fan_in, fan_out, kernel, stride)), ACTIVATIONS[activation]()]
+            fan_in = fan_out
+        layers += _to_features(layers, obs_space, hidden, activation)
+        super().__init__(*layers)
+        self.out_features = hidden
+
+
+class ImpalaCNN(nn.Sequential):
+    """The deep residual network of Espeholt et al. (2018), "IMPALA", arXiv:1802.01561, Fig. 3 (right)."""
+
+    def __init__(
+        self, obs_space: spaces.Space, channels: list[int], hidden: int, activation: Activation
+    ) -> None:
+        image = Image(obs_space)
+        layers: list[nn.Module] = [image]
+        fan_in = image.channels
+        for fan_out in channels:
+            layers += [
+                orthogonal(nn.Conv2d(fan_in, fan_out, 3, padding=1)),
+                nn.MaxPool2d(3, stride=2, padding=1),
+                Residual(fan_out, activation),
+                Residual(fan_out, activation),
+            ]
+            fan_in = fan_out
+        layers += [ACTIVATIONS[activation]()]
+        layers += _to_features(layers, obs_space, hidden, activation)
+        super().__init__(*layers)
+        self.out_features = hidden
+
+
+class Residual(nn.Module):
+    """x + conv(act(conv(act(x)))), both 3 x 3."""
+
+    def __init__(self, channels: int, activation: Activation) -> None:
+        super().__init__()
+        act = ACTIVATIONS[activation]
+        self.branch = nn.Sequential(
+            act(),
+            orthogonal(nn.Conv2d(channels, channels, 3, padding=1)),
+            act(),
+            orthogonal(nn.Conv2d(channels, channels, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+class Image(nn.Module):
+    """uint8 images [B, C, H, W] or [B, H, W, C] -> float [B, C, H, W] in [0, 1]."""
+
+    def __init__(self, obs_space: spaces.Space) -> None:
+        super().__init__()
+        shape = obs_space.shape or ()
+        if len(shape) != 3:
+            raise ValueError(f"a convolutional network needs observations [C, H, W], not {shape}; try network=mlp")
+        self.channels_last_input = shape[-1] in (1, 3, 4) and shape[0] > 4
+        self.channels = shape[-1] if self.channels_last_input else shape[0]
+        self.scale = 1 / 255 if obs_space.dtype == "uint8" else 1.0
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self.channels_last_input:
+            obs = obs.movedim(-1, -3)
+        return obs.float() * self.scale
+
+
+class OneHot(nn.Module):
+    """Integers [B] -> one-hot float [B, n], counted from `start`."""
+
+    def __init__(self, n: int, start: int) -> None:
+        super().__init__()
+        self.n, self.start = n, start
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return nn.functional.one_hot(obs.long() - self.start, self.n).float()
+
+
+class Flat(nn.Module):
+    """[B, *obs] -> float [B, D], bytes scaled to [0, 1]."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, obs: Tensor) -> Tensor:
+        obs = obs.flatten(1).float()
+        return obs if self.scale == 1.0 else obs * self.scale
+
+
+def _entry(obs_space: spaces.Space) -> nn.Module:
+    if isinstance(obs_space, spaces.Discrete):
+        return OneHot(int(obs_space.n), int(obs_space.start))
+    if isinstance(obs_space, spaces.Box):
+        return Flat(1 / 255 if obs_space.dtype == "uint8" else 1.0)
+    raise ValueError(f"network=mlp takes Box and Discrete observations, not {type(obs_space).__name__}")
+
+
+def _to_features(
+    convolutions: Sequence[nn.Module], obs_space: spaces.Space, hidden: int, activation: Activation
+) -> list[nn.Module]:
+    """Return flatten, linear and activation, sized by a dry run through the convolutions."""
+    with torch.no_grad():
+        probe = torch.zeros(1, *(obs_space.shape or ()))
+        size = nn.Sequential(*convolutions)(probe).numel()
+    return [nn.Flatten(), orthogonal(nn.Linear(size, hidden)), ACTIVATIONS[activation]()]

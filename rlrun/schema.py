@@ -1,0 +1,46 @@
+"""The keys of conf/config.yaml that are not in a group, with their types. The values are in the YAML."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Eval:
+    every: int  # steps between evaluations
+    episodes: int  # episodes of each
+    final_episodes: int  # episodes of the one that is reported
+
+
+@dataclass
+class Checkpoint:
+    every: int  # steps between checkpoints
+    keep: int  # how many are kept, besides the best policy
+
+
+@dataclass
+class Log:
+    every: int  # steps between rows of metrics
+    tensorboard: bool
+    console: bool
+
+
+@dataclass
+class Stop:
+    at_return: float | None  # end when an evaluation's mean return reaches this
+    after_time: str | float | None  # end after so long: "90s", "30m", "2h", or seconds
+
+
+@dataclass
+class Run:
+    seed: int
+    total_steps: int
+    name: str | None  # the folder instead of the slug of what was changed
+    outputs: str  # the folder that holds all runs
+    fresh: bool  # set an existing run aside and start anew
+
+
+# Each group of keys and the class that names its fields.
+SECTIONS = {"eval": Eval, "checkpoint": Checkpoint, "log": Log, "stop": Stop}
+# Keys that say how to watch a run or where it runs, not what is learned: a stored run takes other values.
+WATCHING = ("eval", "checkpoint", "log", "stop", "name", "outputs", "fresh", "device")
+# Of those, what does change the numbers that are computed.
+LEARNING_EXCEPTIONS = ("device.precision",)

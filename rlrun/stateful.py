@@ -1,0 +1,148 @@
+"""State for free: an object saves whatever it holds, and refuses what it cannot save.
+
+Exact resume fails by forgetting: one counter or one generator that nobody thought of. Here nobody has to
+think of it. `Stateful.state_dict` walks every attribute of the object, deep, and an attribute that it
+does not know how to save is an error on the first checkpoint, not a silent difference after a crash.
+
+Configuration is not state. In a dataclass, a field that holds a plain value is configuration (it comes
+from the YAML, and an override on resume must win over what was stored); everything else is state.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Objects met during the walk in progress, by identity: a collector that hangs on two owners is saved once.
+_seen: ContextVar[dict[int, object] | None] = ContextVar("_seen", default=None)
+
+
+class Stateful:
+    """Give a class `state_dict` and `load_state_dict` over all of its attributes.
+
+    `transient` names the attributes that carry nothing from one step to the next (preallocated buffers).
+    """
+
+    transient: ClassVar[frozenset[str]] = frozenset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values and tensors, loadable under `weights_only=True`.
+
+        Raises TypeError for an attribute that has no plain form and no `state_dict` of its own.
+        """
+        with _one_walk():
+            return {name: _capture(getattr(self, name), _label(self, name)) for name in self._state_names()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned. Raises KeyError where the two sets of names differ."""
+        names = set(self._state_names())
+        if names != state.keys():
+            missing, extra = sorted(names - state.keys()), sorted(state.keys() - names)
+            raise KeyError(f"{type(self).__name__}: the stored state lacks {missing} and has unknown {extra}")
+        with _one_walk():
+            for name, saved in state.items():
+                current = getattr(self, name)
+                restored = _restore(current, saved, _label(self, name))
+                if restored is not current:
+                    setattr(self, name, restored)
+
+    def _state_names(self) -> list[str]:
+        configuration = {f.name for f in fields(self)} if is_dataclass(self) else set()
+        return [
+            name
+            for name, value in vars(self).items()
+            if name not in self.transient and (name not in configuration or hasattr(value, "state_dict"))
+        ]
+
+
+@contextmanager
+def _one_walk() -> Iterator[None]:
+    """Start the list of objects met, unless an outer `state_dict` started it already."""
+    if _seen.get() is not None:
+        yield
+        return
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+def _first_meeting(value: object) -> bool:
+    seen = _seen.get()
+    assert seen is not None
+    if id(value) in seen:
+        return False
+    seen[id(value)] = value
+    return True
+
+
+def _label(owner: object, name: str) -> str:
+    return f"{type(owner).__name__}.{name}"
+
+
+def _capture(value: Any, label: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str | Tensor):
+        return value.detach() if isinstance(value, Tensor) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, list | tuple | deque):
+        return [_capture(item, f"{label}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {key: _capture(item, f"{label}[{key!r}]") for key, item in value.items()}
+    if hasattr(value, "state_dict"):
+        return value.state_dict() if _first_meeting(value) else None
+    raise TypeError(
+        f"{label} is a {type(value).__name__}, which has no plain form: give it state_dict() and "
+        f"load_state_dict(), make it a dataclass field if it is configuration, or name it in `transient`"
+    )
+
+
+def _restore(current: Any, saved: Any, label: str) -> Any:
+    """Return what the attribute shall hold: `current`, changed in place where others may refer to it."""
+    if isinstance(current, np.ndarray) and isinstance(saved, Tensor):
+        # A copy, so that the attribute does not share memory with the loaded file.
+        return saved.numpy().astype(current.dtype, copy=True)
+    if isinstance(current, np.random.Generator):
+        current.bit_generator.state = saved
+    elif isinstance(current, random.Random):
+        version, internal, gauss = saved
+        current.setstate((version, tuple(internal), gauss))
+    elif isinstance(current, torch.Generator):
+        current.set_state(saved.cpu())
+    elif isinstance(current, Tensor) and isinstance(saved, Tensor):
+        if current.shape != saved.shape or current.dtype != saved.dtype:
+            if isinstance(current, nn.Parameter):
+                raise ValueError(f"{label}: stored {tuple(saved.shape)}, expected {tuple(current.shape)}")
+            return saved.to(current.device)
+        with torch.no_grad():
+            current.copy_(saved)
+    elif isinstance(current, deque):
+        return deque(saved, maxlen=current.maxlen)
+    elif isinstance(current, list | tuple):
+        if len(current) == len(saved):
+            return type(current)(_restore(c, s, f"{label}[{i}]") for i, (c, s) in enumerate(zip(current, saved, strict=True)))
+        return type(current)(saved)
+    elif isinstance(current, dict):
+        return {k: _restore(current[k], s, f"{label}[{k!r}]") if k in current else s for k, s in saved.items()}
+    elif hasattr(current, "load_state_dict"):
+        if _first_meeting(current):
+            current.load_state_dict(saved)
+    else:
+        return saved
+    return current
