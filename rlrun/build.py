@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-
 from rlrun import record, schema
 from rlrun.algos.algorithm import Algorithm, Setup
 from rlrun.checkpoint import Checkpoints

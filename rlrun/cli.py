@@ -17,7 +17,6 @@ VERBS = {  # verb: module.function that takes the arguments after it and returns
     "list": "rlrun.listing.list_options",
     "bench": "rlrun.bench.bench",
 }
-# Options that Hydra answers without running anything.
 EXIT_BAD_INPUT = 2
 
 
@@ -77,7 +76,14 @@ def run_hydra(arguments: list[str]) -> int:
     codes: list[int] = []
 
     def job(config: DictConfig) -> None:
-        codes.append(launch_composed(config))
+        try:
+            codes.append(launch_composed(config))
+        except (UserError, RunFailed) as error:
+            # Caught here, so that in a sweep the jobs after this one still run.
+            print(f"error: {error}", file=sys.stderr)
+            codes.append(EXIT_BAD_INPUT)
+        if codes[-1] > 128:  # interrupted: that ends a sweep, too
+            sys.exit(codes[-1])
 
     sys.argv[1:] = arguments
     try:

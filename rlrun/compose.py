@@ -20,13 +20,25 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        missing = "Missing mandatory value" in str(error)
-        message = f"{key} has no value: give {key}=..." if missing and key else f"{key}: {str(error).splitlines()[0]}"
-        raise UserError(message) from error
+        missing = [key for key in known_leaves(config) if OmegaConf.is_missing(*_parent(config, key))]
+        if missing:
+            raise UserError(f"{missing[0]} has no value: give {missing[0]}=...") from error
+        raise UserError(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
     # Groups that only set other groups' keys leave an empty section of their own name.
     return {str(k): v for k, v in plain.items() if k not in ("hydra", "tuned", "protocol")}
+
+
+def known_leaves(config: DictConfig) -> list[str]:
+    """Return the dotted keys of all values, set or not."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return [key for key, _ in flatten({str(k): v for k, v in plain.items()})]
+
+
+def _parent(config: DictConfig, key: str) -> tuple[Any, str]:
+    parent, _, leaf = key.rpartition(".")
+    return (OmegaConf.select(config, parent) if parent else config), leaf
 
 
 def names_of(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[str, Any]) -> Names:
@@ -106,5 +118,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "null" if value is None else str(value)
-
-

@@ -99,9 +99,17 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, function, replace=True)
 
     register("tuned_for", tuned_for)
-    register("fraction", lambda total, parts: max(1, int(float(total)) // int(parts)))
+    register("fraction", fraction)
     register("slug", slug)
     register("scratch", tempfile.gettempdir)
+
+
+def fraction(total: Any, parts: int) -> int:
+    """Return total / parts, at least 1; what is no number is left for the check of total itself."""
+    try:
+        return max(1, int(float(total)) // parts)
+    except ValueError:
+        return 1
 
 
 def slug(text: str) -> str:
@@ -221,9 +229,8 @@ def _fields(module: str, name: str, group: str | None = None) -> dict[str, ast.e
         if isinstance(base, ast.Name):
             fields |= _base_fields(base.id, module, tree)
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            if "ClassVar" not in ast.unparse(item.annotation):
-                fields[item.target.id] = _resolve_alias(item.annotation, tree)
+        if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
+            fields[ast.unparse(item.target)] = _resolve_alias(item.annotation, tree)
     return {k: v for k, v in fields.items() if k not in NOT_CONFIGURED}
 
 
@@ -241,9 +248,7 @@ def _base_fields(base: str, module: str, tree: ast.Module) -> dict[str, ast.expr
 def _parameters(function: ast.FunctionDef, tree: ast.Module) -> dict[str, ast.expr]:
     arguments = [*function.args.args, *function.args.kwonlyargs]
     anything = ast.Name("Any")
-    return {
-        a.arg: _resolve_alias(a.annotation or anything, tree) for a in arguments if a.arg not in NOT_CONFIGURED
-    }
+    return {a.arg: _resolve_alias(a.annotation or anything, tree) for a in arguments if a.arg not in NOT_CONFIGURED}
 
 
 def _resolve_alias(annotation: ast.expr, tree: ast.Module) -> ast.expr:

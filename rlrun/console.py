@@ -39,7 +39,7 @@ class Console:
             return
         left = (self.total_steps - step) / steps_per_second if steps_per_second > 0 else 0.0
         score = row.get("rollout/ep_rew_mean")
-        shown = {
+        shown: dict[str, Any] = {
             "steps": f"{step:,}/{self.total_steps:,}",
             "speed": f"{steps_per_second:,.0f} steps/s",
             "eta": f"{human_seconds(max(left, 0))} left",
@@ -57,7 +57,7 @@ class Console:
             self._live.stop()
         self._live = None
 
-    def _show_live(self, step: int, shown: Mapping[str, str]) -> None:
+    def _show_live(self, step: int, shown: dict[str, Any]) -> None:
         if self._live is None:
             columns = [TextColumn("{task.fields[%s]}" % name) for name in shown]  # noqa: UP031
             self._live = Progress(

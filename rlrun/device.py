@@ -33,7 +33,9 @@ class Device:
         if self.kind == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch finds no CUDA device here; use device=cpu or device=auto")
         if self.threads is not None and self.threads < 1:
-            raise UserError(f"device.threads={self.threads} must be at least 1, or null to choose by the networks' size")
+            raise UserError(
+                f"device.threads={self.threads} must be at least 1, or null to choose by the networks' size"
+            )
         if self.kind == "auto":
             self.kind = "cuda" if torch.cuda.is_available() else "cpu"
 

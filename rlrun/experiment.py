@@ -160,7 +160,10 @@ class Experiment(Stateful):
         returns = [r for c in self.algorithm.setup.collectors for r in c.recent_returns]
         lengths = [n for c in self.algorithm.setup.collectors for n in c.recent_lengths]
         rollout = (
-            {"rollout/ep_rew_mean": sum(returns) / len(returns), "rollout/ep_len_mean": sum(lengths) / len(lengths)}
+            {
+                "rollout/ep_rew_mean": sum(returns) / len(returns),
+                "rollout/ep_len_mean": sum(lengths) / len(lengths),
+            }
             if returns
             else {}
         )

@@ -134,7 +134,13 @@ def _continue(folder: RunFolder, config: dict[str, Any]) -> None:
             _say(f"{key}: {old} -> {new}")
     folder.write_config(config)
     folder.write_record(
-        {**stored, "status": "running", "ended": None, "total_steps": config["total_steps"], "lineage": [*lineage, event]}
+        {
+            **stored,
+            "status": "running",
+            "ended": None,
+            "total_steps": config["total_steps"],
+            "lineage": [*lineage, event],
+        }
     )
 
 
@@ -174,5 +180,3 @@ def _say(text: str) -> None:
     import sys
 
     print(text, file=sys.stderr, flush=True)
-
-

@@ -20,9 +20,9 @@ class Logger:
 
     def __init__(self, folder: Path, *, tensorboard: bool) -> None:
         self._folder = folder
-        self._files: dict[str, IO[bytes]] = {
-            name: open(folder / name, "ab") for name in (METRICS, EPISODES, EVALUATIONS)  # noqa: SIM115
-        }
+        self._files: dict[str, IO[bytes]] = {}
+        for name in (METRICS, EPISODES, EVALUATIONS):
+            self._files[name] = open(folder / name, "ab")  # noqa: SIM115
         self._tensorboard = TensorBoard(folder) if tensorboard else None
 
     def metrics(self, step: int, values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ import torch
 # Environment seeds are drawn from three ranges that do not meet, so that no policy is ever selected or
 # reported on an episode it was trained on. They end at 2^31 because the Arcade Learning Environment
 # takes 32-bit seeds.
-TRAINING_SEEDS = range(0, 2**30)
+TRAINING_SEEDS = range(2**30)
 SELECTION_SEEDS = range(2**30, 2**30 + 2**29)
 REPORT_SEEDS = range(2**30 + 2**29, 2**31 - 1)
 

@@ -54,7 +54,7 @@ class Stateful:
                     setattr(self, name, restored)
 
     def _state_names(self) -> list[str]:
-        configuration = {f.name for f in fields(self)} if is_dataclass(self) else set()
+        configuration: set[str] = {f.name for f in fields(self)} if is_dataclass(self) else set()
         return [
             name
             for name, value in vars(self).items()
@@ -89,10 +89,10 @@ def _label(owner: object, name: str) -> str:
 
 
 def _capture(value: Any, label: str) -> Any:
+    if isinstance(value, np.generic):  # first: numpy's float64 is a float, too, but not for weights_only
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str | Tensor):
         return value.detach() if isinstance(value, Tensor) else value
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, np.random.Generator):
@@ -136,7 +136,9 @@ def _restore(current: Any, saved: Any, label: str) -> Any:
         return deque(saved, maxlen=current.maxlen)
     elif isinstance(current, list | tuple):
         if len(current) == len(saved):
-            return type(current)(_restore(c, s, f"{label}[{i}]") for i, (c, s) in enumerate(zip(current, saved, strict=True)))
+            return type(current)(
+                _restore(c, s, f"{label}[{i}]") for i, (c, s) in enumerate(zip(current, saved, strict=True))
+            )
         return type(current)(saved)
     elif isinstance(current, dict):
         return {k: _restore(current[k], s, f"{label}[{k!r}]") if k in current else s for k, s in saved.items()}

@@ -13,6 +13,7 @@ from rlrun.data.collector import Batch, Collector, State
 from rlrun.device import Device
 from rlrun.envs.normalizer import Normalizer
 from rlrun.errors import UserError
+from rlrun.networks.torsos import Torso
 from rlrun.seeding import Seeds
 from rlrun.stateful import Stateful
 
@@ -25,7 +26,7 @@ class Setup:
 
     obs_space: spaces.Space
     action_space: spaces.Space
-    make_torso: Callable[[], nn.Module]  # a new torso for obs_space; its out_features says how wide
+    make_torso: Callable[[], Torso]  # a new torso for obs_space; its out_features says how wide
     make_collector: Callable[[int], Collector]  # the argument: num_envs
     normalizer: Normalizer
     seeds: Seeds

@@ -35,9 +35,7 @@ class Gym(EnvSpec):
         if render:
             options["render_mode"] = "rgb_array"
         try:
-            env = gymnasium.make(
-                self.id, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **options
-            )
+            env = gymnasium.make(self.id, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **options)
         except gymnasium.error.DependencyNotInstalled as error:
             extra = next((e for key, e in EXTRAS.items() if key in str(error).lower()), None)
             remedy = f"pip install 'rlrun[{extra}]'" if extra else str(error)

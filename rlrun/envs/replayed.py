@@ -21,9 +21,7 @@ RESEED_AFTER = 4_000  # logged steps; 8 Breakouts of this length replay in about
 class ReplayedEnvs:
     """Envs plus `state_dict` and `load_state_dict`. `rng` draws the seeds of fresh starts from `seeds`."""
 
-    def __init__(
-        self, envs: Envs, rng: np.random.Generator, seeds: range, reseed_after: int = RESEED_AFTER
-    ) -> None:
+    def __init__(self, envs: Envs, rng: np.random.Generator, seeds: range, reseed_after: int = RESEED_AFTER) -> None:
         self.envs, self.rng, self.seeds, self.reseed_after = envs, rng, seeds, reseed_after
         self.num_envs, self.obs_space, self.action_space = envs.num_envs, envs.obs_space, envs.action_space
         self.drift: str | None = None  # what a restore found different, if anything

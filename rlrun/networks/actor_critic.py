@@ -7,9 +7,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
-from rlrun.networks.torsos import orthogonal
+from rlrun.networks.torsos import Torso, orthogonal
 
-MakeTorso = Callable[[], nn.Module]
+MakeTorso = Callable[[], Torso]
 
 
 class ActorCritic(nn.Module):

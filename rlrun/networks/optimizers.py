@@ -15,9 +15,7 @@ class RMSpropTF(torch.optim.Optimizer):
     sqrt(1 - alpha).
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, alpha: float, eps: float, square_init: float = 1.0
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, alpha: float, eps: float, square_init: float = 1.0) -> None:
         super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "square_init": square_init})
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ Weights start orthogonal with gain sqrt 2 and zero bias, as in the Baselines imp
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import torch
@@ -31,19 +32,25 @@ def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
     return layer
 
 
-class MLP(nn.Sequential):
+class Torso(nn.Sequential):
+    """A stack of layers that says how wide its output is."""
+
+    out_features: int
+
+
+class MLP(Torso):
     """Fully connected layers. A discrete observation enters as a one-hot vector, any other flattened."""
 
     def __init__(self, obs_space: spaces.Space, hidden: list[int], activation: Activation) -> None:
         widths = [spaces.flatdim(obs_space), *hidden]
         layers: list[nn.Module] = [_entry(obs_space)]
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in pairwise(widths):
             layers += [orthogonal(nn.Linear(fan_in, fan_out)), ACTIVATIONS[activation]()]
         super().__init__(*layers)
         self.out_features = widths[-1]
 
 
-class NatureCNN(nn.Sequential):
+class NatureCNN(Torso):
     """The network of Mnih et al. (2015), "Human-level control through deep reinforcement learning"."""
 
     def __init__(
@@ -66,12 +73,10 @@ class NatureCNN(nn.Sequential):
         self.out_features = hidden
 
 
-class ImpalaCNN(nn.Sequential):
+class ImpalaCNN(Torso):
     """The deep residual network of Espeholt et al. (2018), "IMPALA", arXiv:1802.01561, Fig. 3 (right)."""
 
-    def __init__(
-        self, obs_space: spaces.Space, channels: list[int], hidden: int, activation: Activation
-    ) -> None:
+    def __init__(self, obs_space: spaces.Space, channels: list[int], hidden: int, activation: Activation) -> None:
         image = Image(obs_space)
         layers: list[nn.Module] = [image]
         fan_in = image.channels

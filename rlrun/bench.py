@@ -1,0 +1,430 @@
+"""`rlrun bench`: environment steps per second of a configuration, and where the time goes.
+
+Three things are measured on the same objects that training would use: the environments alone under random
+actions, acting (the collector with the algorithm's policy), and learning (the algorithm's whole `step`).
+Machines drift by a third over minutes, so the windows of the three alternate. B environments.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from rich.console import Console
+from rich.table import Table
+
+from rlrun import record
+from rlrun.algos.algorithm import Algorithm
+from rlrun.build import Agent, build_agent
+from rlrun.device import processor
+from rlrun.envs.base import Array
+from rlrun.envs.replayed import ReplayedEnvs
+from rlrun.errors import UserError
+from rlrun.files import write_json
+from rlrun.seeding import TRAINING_SEEDS
+
+OWN_KEYS = ("seconds", "json", "profile")
+DEFAULT_SECONDS = 20.0
+NUM_WINDOWS = 5
+WARM_UP = 0.1  # of `seconds`, for each of the three, and two iterations at least: caches, compilation
+ENV_STEPS = 32  # vector steps in one iteration of the environments alone
+PROFILE_SECONDS = 0.1  # one iteration at least; digesting the events takes twenty times as long
+PROFILE_ROWS = 15
+
+Iteration = Callable[[], int]  # does a piece of work; returns the environment steps that it took
+MEANINGS = {
+    "environment": "random actions, no network",
+    "acting": "environment and policy",
+    "learning": "training as it is",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `bench` itself reads from its command line."""
+
+    seconds: float  # of measuring, for each of the three
+    json: Path | None
+    profile: bool
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Environment steps per second of each window."""
+
+    windows: list[float]
+
+    @property
+    def median(self) -> float:
+        return median(self.windows)
+
+    def row(self) -> dict[str, Any]:
+        return {"median": self.median, "min": min(self.windows), "max": max(self.windows), "windows": self.windows}
+
+
+def bench(arguments: list[str]) -> int:
+    """Measure what the command line configures and print the tables; return 0. Nothing is trained on disk."""
+    command = record.command()
+    options, overrides = split(arguments)
+    jobs = composed(overrides)
+    if len(jobs) > 1 and options.json is not None:
+        raise UserError(f"json={options.json} holds one result and -m gives {len(jobs)}: leave one of them out")
+    for config, choices in jobs:
+        report = measured(config, choices, options)
+        if options.json is not None:
+            write_json(options.json, {"command": command, **report})
+            print(options.json)
+    return 0
+
+
+def split(arguments: list[str]) -> tuple[Options, list[str]]:
+    """Return bench's own options and the rest, which is Hydra's. Raises UserError for a bad value."""
+    own: dict[str, str] = {}
+    overrides = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in OWN_KEYS:
+            own[key] = value
+        else:
+            overrides.append(argument)
+    return Options(_seconds(own), _json_path(own), _profile(own)), overrides
+
+
+def composed(arguments: list[str]) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Return the validated configuration and the chosen options of each job, as training would have them."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rlrun.cli import _explain, _remember_config_dir
+    from rlrun.compose import resolved
+    from rlrun.config import conf_folder, register_resolvers, validate
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
+    _remember_config_dir(arguments)
+    register_resolvers()
+    jobs = []
+
+    def job(config: DictConfig) -> None:
+        jobs.append((validate(resolved(config)), dict(HydraConfig.get().runtime.choices)))
+
+    sys.argv[1:] = arguments
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        own = ", ".join(f"{key}=" for key in OWN_KEYS)
+        raise UserError(f"{_explain(error, arguments)}. Besides those, bench takes {own}") from error
+    return jobs
+
+
+def measured(config: dict[str, Any], choices: dict[str, str], options: Options) -> dict[str, Any]:
+    """Build the agent, measure it, print the tables, and return them as plain values."""
+    agent = build_agent(config)
+    algorithm = agent.algorithm
+    title = f"{choices['algo']} on {agent.spec.name}"
+    num_envs = int(getattr(algorithm, "num_envs", 1))
+    iterations = {
+        "environment": environment_alone(agent, num_envs),
+        "acting": acting(algorithm),
+        "learning": lambda: learning(algorithm),
+    }
+    print(f"{title}: at least {options.seconds * (3 + 3 * WARM_UP + 1 / NUM_WINDOWS):.0f} s", file=sys.stderr)
+    speeds = measure(iterations, options.seconds)
+    shares = time_shares(algorithm, options.seconds / NUM_WINDOWS)
+
+    console = Console()
+    where = f"{num_envs} environments, {agent.device.kind}, {torch.get_num_threads()} threads"
+    console.print(speed_table(f"{title}\n{where}, {agent.device.precision}", speeds))
+    console.print(share_table(shares))
+    report = {
+        "algo": choices["algo"],
+        "env": agent.spec.name,
+        "num_envs": num_envs,
+        "steps_per_second": {name: speed.row() if speed else None for name, speed in speeds.items()},
+        "time_share": shares,
+        "seconds": options.seconds,
+        **facts(agent),
+        "config": config,
+    }
+    if options.profile:
+        rows = profile(algorithm)
+        console.print(profile_table(rows))
+        report["profile"] = rows
+    return report
+
+
+# --- The three things that are measured -----------------------------------------------------------------
+
+
+def environment_alone(agent: Agent, num_envs: int) -> Iteration:
+    """Return an iteration that steps the training environments with random actions."""
+    rng = np.random.default_rng(0)
+    envs = ReplayedEnvs(agent.spec.make(num_envs), rng, TRAINING_SEEDS)
+    actions = random_actions(envs.action_space, num_envs)
+    envs.start()
+
+    def iterate() -> int:
+        for action in actions:
+            transition = envs.step(action)
+            if transition.over.any():
+                envs.next_episode(transition.over)
+        return len(actions) * num_envs
+
+    return iterate
+
+
+def random_actions(space: spaces.Space, num_envs: int) -> Array:
+    """Return [ENV_STEPS, B, *act], drawn beforehand: drawing costs as much as a step of CartPole."""
+    space.seed(0)
+    actions = np.array([[space.sample() for _ in range(num_envs)] for _ in range(ENV_STEPS)])
+    # Policies count a Discrete space's actions from 0, and the environments add its start.
+    return actions - space.start if isinstance(space, spaces.Discrete) else actions
+
+
+def acting(algorithm: Algorithm) -> Iteration | None:
+    """Return an iteration that collects without learning; None if the algorithm cannot be asked to."""
+    collector, policy = getattr(algorithm, "collector", None), getattr(algorithm, "policy", None)
+    num_steps = getattr(algorithm, "num_steps", None)
+    if collector is None or policy is None or num_steps is None:
+        return None
+
+    def iterate() -> int:
+        before = algorithm.steps
+        collector.collect(policy, num_steps)
+        return algorithm.steps - before
+
+    return iterate
+
+
+def learning(algorithm: Algorithm) -> int:
+    before = algorithm.steps
+    algorithm.step()
+    return algorithm.steps - before
+
+
+def measure(iterations: dict[str, Iteration | None], seconds: float) -> dict[str, Speed | None]:
+    """Return the speed of each, measured for `seconds` in all, in windows that take turns."""
+    present = {name: iterate for name, iterate in iterations.items() if iterate is not None}
+    for iterate in present.values():
+        iterate()
+        window(iterate, seconds * WARM_UP)
+    windows: dict[str, list[float]] = {name: [] for name in present}
+    for _ in range(NUM_WINDOWS):
+        for name, iterate in present.items():
+            windows[name].append(window(iterate, seconds / NUM_WINDOWS))
+    return {name: Speed(windows[name]) if name in windows else None for name in iterations}
+
+
+def window(iterate: Iteration, seconds: float) -> float:
+    """Repeat the iteration for at least so long; return environment steps per second."""
+    steps, started = 0, now()
+    while True:
+        steps += iterate()
+        elapsed = now() - started
+        if elapsed >= seconds:
+            return steps / elapsed
+
+
+def now() -> float:
+    """Return the clock in seconds, once the GPU has done what it was asked for."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
+# --- Where the time goes --------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Seconds spent in each named part, not counting the parts that are entered from within it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._entered: list[str] = []
+        self._since = 0.0
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        self._charge()
+        self._entered.append(part)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._entered.pop()
+
+    def _charge(self) -> None:
+        time = now()
+        if self._entered:
+            part = self._entered[-1]
+            self.seconds[part] = self.seconds.get(part, 0.0) + time - self._since
+        self._since = time
+
+
+def time_shares(algorithm: Algorithm, seconds: float) -> dict[str, float]:
+    """Return the share of each part in the time of learning, largest first; they add up to 1.
+
+    "update" is what the algorithm's step does besides collecting: returns, losses, gradients. Measured apart
+    from the speeds: a clock around each call slows small environments down.
+    """
+    stopwatch = Stopwatch()
+    with watched(algorithm, stopwatch):
+        window(lambda: learning(algorithm), seconds)
+    total = sum(stopwatch.seconds.values())
+    shares = {part: spent / total for part, spent in stopwatch.seconds.items()}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+@contextmanager
+def watched(algorithm: Algorithm, mark: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Run the block with `mark(part)` around each call of the algorithm, its collectors and environments."""
+    patched: list[tuple[Any, str]] = []
+
+    def patch(owner: Any, name: str, part: str) -> None:
+        setattr(owner, name, marked(getattr(owner, name), part, mark))
+        patched.append((owner, name))
+
+    patch(algorithm, "step", "update")
+    for collector in algorithm.setup.collectors:
+        patch(collector.envs.envs, "step", "environment steps")
+        patch(collector.envs.envs, "reset", "environment resets")
+        collector.collect = marks_policy(collector.collect, mark)  # type: ignore[method-assign]
+        patched.append((collector, "collect"))
+    try:
+        yield
+    finally:
+        for owner, name in patched:
+            delattr(owner, name)  # the method of the class shows again
+
+
+def marked(function: Callable[..., Any], part: str, mark: Callable[[str], AbstractContextManager[Any]]) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with mark(part):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def marks_policy(collect: Callable[..., Any], mark: Callable[[str], AbstractContextManager[Any]]) -> Any:
+    """Wrap a collector's `collect` so that the policy it is given counts as a part of its own."""
+
+    def wrapper(policy: Callable[..., Any], num_steps: int) -> Any:
+        with mark("storing, statistics"):
+            return collect(marked(policy, "policy", mark), num_steps)
+
+    return wrapper
+
+
+def profile(algorithm: Algorithm) -> list[dict[str, Any]]:
+    """Return the operations of some steps with the most time of their own: name, calls, ms, share."""
+    from torch.profiler import ProfilerActivity, record_function
+    from torch.profiler import profile as torch_profile
+
+    on_gpu = torch.cuda.is_initialized()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with watched(algorithm, record_function), torch_profile(activities=activities) as profiler:
+        window(lambda: learning(algorithm), PROFILE_SECONDS)
+    self_time = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, self_time))
+    total = sum(getattr(event, self_time) for event in events)
+    return [
+        {
+            "name": event.key,
+            "calls": event.count,
+            "self_ms": getattr(event, self_time) / 1000,
+            "share": getattr(event, self_time) / total,
+        }
+        for event in events[:PROFILE_ROWS]
+    ]
+
+
+# --- What is shown and written --------------------------------------------------------------------------
+
+
+def speed_table(title: str, speeds: dict[str, Speed | None]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("steps per second")
+    for column in ("median", "min", "max"):
+        table.add_column(column, justify="right")
+    table.add_column("what runs")
+    for name, speed in speeds.items():
+        numbers = (speed.median, min(speed.windows), max(speed.windows)) if speed else ()
+        cells = [f"{number:,.0f}" for number in numbers] or ["-"] * 3
+        table.add_row(name, *cells, MEANINGS[name])
+    return table
+
+
+def share_table(shares: dict[str, float]) -> Table:
+    table = Table(title="where the time of learning goes", title_justify="left")
+    table.add_column("part")
+    table.add_column("share", justify="right")
+    for part, share in shares.items():
+        table.add_row(part, f"{share:.1%}")
+    return table
+
+
+def profile_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="profile: most time of their own", title_justify="left")
+    table.add_column("operation", overflow="fold")
+    for column in ("calls", "ms", "share"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["name"], f"{row['calls']:,}", f"{row['self_ms']:,.1f}", f"{row['share']:.1%}")
+    return table
+
+
+def facts(agent: Agent) -> dict[str, Any]:
+    """Return when, on what and with which versions this was measured. No host name: results get published."""
+    machine = {key: value for key, value in record.machine().items() if key != "host"}
+    code = record.code()
+    return {
+        "date": record.now(),
+        "machine": {"processor": processor(), **machine},
+        "device": agent.device.fingerprint(),
+        "threads": torch.get_num_threads(),
+        "packages": record.packages(),
+        "python": record.platform.python_version(),
+        "code": {key: code[key] for key in ("sha256", "commit") if key in code},
+    }
+
+
+def _seconds(own: dict[str, str]) -> float:
+    text = own.get("seconds", str(DEFAULT_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = float("nan")
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"seconds={text} must be a number above 0: the time that each measurement takes; try 20")
+    return seconds
+
+
+def _json_path(own: dict[str, str]) -> Path | None:
+    """Return where to write. Fails now and not after a minute of measuring."""
+    if "json" not in own:
+        return None
+    path = Path(own["json"])
+    if path.is_dir() or not own["json"]:
+        raise UserError(f"json={own['json']} must be the path of a file; try json=bench.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"json={path} cannot be written ({error}); choose another path") from error
+    return path
+
+
+def _profile(own: dict[str, str]) -> bool:
+    text = own.get("profile", "false").lower()
+    if text not in ("true", "false"):
+        raise UserError(f"profile={own['profile']} must be true or false")
+    return text == "true"

@@ -1,0 +1,115 @@
+"""Stored runs, taken up to be looked at: `rlrun.load`, and the verb `eval`."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from rlrun.arguments import parse
+from rlrun.build import Agent, build_agent, load_policy
+from rlrun.checkpoint import CheckpointError, Checkpoints
+from rlrun.data.collector import State, to_policy
+from rlrun.errors import UserError
+from rlrun.files import write_json
+from rlrun.run_folder import RunFolder
+from rlrun.seeding import REPORT_SEEDS, preserved_rng
+
+__all__ = ["LoadedRun", "evaluate", "load", "parse"]
+
+
+@dataclass
+class LoadedRun:
+    """The policy of a stored run."""
+
+    path: Path
+    config: dict[str, Any]
+    agent: Agent
+    step: int  # of the checkpoint that the policy comes from
+    _state: State = None
+    _first: bool = True
+    _draws: int = field(default=0)
+
+    def act(self, obs: np.ndarray | int) -> Any:
+        """Return the action for one raw observation, as the environment's own `step` takes it.
+
+        Recurrent policies remember; `reset` begins a new episode. The global generators stay untouched.
+        """
+        space = self.agent.algorithm.setup.action_space
+        normalizer = self.agent.normalizer if self.agent.spec.normalize_obs else None
+        device = self.agent.device.torch
+        self._draws += 1
+        with torch.no_grad(), preserved_rng(self.agent.seeds.entropy(f"act {self._draws}") % 2**63):
+            action, self._state = self.agent.algorithm.act(
+                to_policy(np.asarray(obs)[None], normalizer, device), self._state, torch.tensor([self._first])
+            )
+        self._first = False
+        chosen = action[0].cpu().numpy()
+        if isinstance(space, spaces.Box):
+            return np.clip(chosen.reshape(space.shape), space.low, space.high)
+        return int(chosen) + int(getattr(space, "start", 0)) if chosen.ndim == 0 else chosen
+
+    def reset(self) -> None:
+        """Forget the episode so far."""
+        self._state, self._first = None, True
+
+
+def load(run: str | Path, checkpoint: str | int = "best") -> LoadedRun:
+    """Return the policy of a run folder: of its best evaluation, its last checkpoint, or that of a step.
+
+    Raises UserError for a folder that is not a run, or a checkpoint that is not there.
+    """
+    folder = RunFolder.existing(run)
+    config = folder.config()
+    stored, manifest = _stored(folder, str(checkpoint))
+    agent = build_agent(config)
+    load_policy(agent, stored)
+    return LoadedRun(path=folder.path, config=config, agent=agent, step=manifest["step"])
+
+
+def evaluate(arguments: list[str]) -> int:
+    """rlrun eval RUN [episodes=100] [checkpoint=best|last|STEP] [seed=N]: play episodes and report them."""
+    path, options = parse(arguments, {"episodes": 100, "checkpoint": "last", "seed": 0}, "eval")
+    if options["episodes"] < 1:
+        raise UserError(f"episodes={options['episodes']} is out of range: expected at least 1")
+    run = load(path, options["checkpoint"])
+    seeds = run.agent.seeds.episodes(f"eval {options['seed']}", REPORT_SEEDS, options["episodes"])
+    result = run.agent.evaluator().evaluate(seeds)
+    assert result is not None
+    report = {
+        **result.row(),
+        "checkpoint": options["checkpoint"],
+        "step": run.step,
+        "protocol": {**run.agent.protocol(), "checkpoint": options["checkpoint"]},
+    }
+    target = run.path / "evaluations" / f"step-{run.step}-seed-{options['seed']}.json"
+    target.parent.mkdir(exist_ok=True)
+    write_json(target, report)
+    print(
+        f"return {result.mean_return:.2f} ± {result.std_return:.2f} (min {min(result.returns):g}, max "
+        f"{max(result.returns):g}) over {len(seeds)} episodes of mean length {result.mean_length:.0f}, policy of "
+        f"step {run.step:,} ({options['checkpoint']})\n{target}"
+    )
+    return 0
+
+
+def _stored(folder: RunFolder, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    checkpoints = Checkpoints(folder.path, keep=1)
+    steps = checkpoints.steps()
+    try:
+        if which == "best" and checkpoints.best_steps():
+            return checkpoints.load_best()
+        if which in ("best", "last"):
+            if which == "best":
+                print("no evaluation has chosen a best policy yet: taking the last", file=sys.stderr)
+            if not steps:
+                raise UserError(f"{folder.path} holds no checkpoint yet: it was stopped before the first")
+            return checkpoints.load(steps[-1])
+        if not which.isdigit() or int(which) not in steps:
+            raise UserError(f"checkpoint={which} is not there: known are best, last, {', '.join(map(str, steps))}")
+        return checkpoints.load(int(which))
+    except CheckpointError as error:
+        raise UserError(f"checkpoint={which} cannot be used: {error}; try another") from error

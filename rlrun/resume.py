@@ -1,0 +1,78 @@
+"""`rlrun resume RUN [key=value ...]`: go on with a stored run, from its folder alone."""
+
+import sys
+from typing import Any
+
+from rlrun.arguments import key_values, split_run
+from rlrun.config import differences, flatten, is_learning_key, unknown_key, validate
+from rlrun.errors import UserError
+from rlrun.launch import EXIT_FINISHED, train
+from rlrun.run_folder import RunFolder
+
+
+def resume(arguments: list[str]) -> int:
+    """Apply the overrides that a stored run can take, and train it to its end; return the exit code."""
+    path, rest = split_run(arguments, "resume")
+    folder = RunFolder.existing(path)
+    stored = folder.config()
+    config = validate(_overridden(stored, key_values(rest)))
+    _refuse(folder, stored, config)
+    if folder.status() == "finished" and not _reopen(folder, stored, config):
+        print(f"{folder.path} is finished; a larger total_steps=... extends it", file=sys.stderr)
+        return EXIT_FINISHED
+    return train(folder, config)
+
+
+def _overridden(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    known = [key for key, _ in flatten(config)]
+    result = _copy(config)
+    for key, value in overrides.items():
+        if key == "device" and isinstance(value, str):
+            key = "device.kind"
+        if key not in known:
+            raise unknown_key(key, known)
+        *parents, leaf = key.split(".")
+        section = result
+        for parent in parents:
+            section = section[parent]
+        section[leaf] = value
+    return result
+
+
+def _refuse(folder: RunFolder, stored: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UserError for a change that would make one run out of two."""
+    changed = differences(stored, config)
+    if "outputs" in changed or "name" in changed:
+        raise UserError("outputs and name say where a run is stored; move the folder instead")
+    refused = [key for key in changed if is_learning_key(key) and key != "total_steps"]
+    if refused:
+        key = refused[0]
+        old, new = changed[key]
+        raise UserError(
+            f"{key}={new} cannot be changed on a stored run, which has {old}: half of it would have been learned "
+            f"with one value and half with the other. Start another run with {key}={new}"
+        )
+    done = folder.record()["steps"]
+    if config["total_steps"] < done:
+        raise UserError(f"total_steps={config['total_steps']} is less than the {done} steps that are done")
+    if "total_steps" in changed:
+        print(
+            f"total_steps: {stored['total_steps']} -> {config['total_steps']}. The result is not that of a fresh run "
+            "of this length: what follows the run's progress (learning rates) has taken another course",
+            file=sys.stderr,
+        )
+
+
+def _reopen(folder: RunFolder, stored: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Make a finished run unfinished if the change gives it more to do; say whether it did."""
+    result = folder.result() or {}
+    longer = config["total_steps"] > stored["total_steps"]
+    freed = result.get("stopped_early") is not None and config["stop"] != stored["stop"]
+    if not longer and not freed:
+        return False
+    (folder.path / "result.json").unlink(missing_ok=True)
+    return True
+
+
+def _copy(value: Any) -> Any:
+    return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,108 @@
+"""The promise: kill a run at any moment, give the same command again, and it ends bit for bit the same."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from harness import (
+    assert_identical,
+    final_state,
+    first_difference,
+    kill_after,
+    killed_inside,
+    rlrun,
+    rows,
+    start,
+    the_run,
+)
+
+pytestmark = pytest.mark.crash
+
+CADENCES = ["eval.episodes=3", "eval.final_episodes=4", "checkpoint.keep=2", "log.console=false"]
+ENVS = {
+    "cartpole": ["env=cartpole", "total_steps=6000"],
+    "pendulum": ["env=pendulum", "total_steps=6000", "env.normalize_obs=true", "env.normalize_reward=true"],
+    "bipedalwalker": ["env=bipedalwalker", "total_steps=5000", "env.max_episode_steps=150"],
+    "breakout": ["env=breakout", "total_steps=1500", "env.repeat_action_probability=0.25", "env.max_frames=1200"],
+}
+ALGOS = {
+    "ppo": ["algo=ppo", "algo.num_envs=4", "algo.num_steps=32", "algo.batch_size=64", "algo.num_epochs=2"],
+    "a2c": ["algo=a2c", "algo.num_envs=4", "algo.num_steps=8"],
+}
+
+
+def command(algo: str, env: str) -> list[str]:
+    total = int(next(a for a in ENVS[env] if a.startswith("total_steps")).partition("=")[2])
+    cadences = [f"eval.every={total // 4}", f"checkpoint.every={total // 9}", f"log.every={total // 20}"]
+    return [*ALGOS[algo], *ENVS[env], *CADENCES, *cadences]
+
+
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize("algo", ALGOS)
+def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(algo: str, env: str, tmp_path: Path) -> None:
+    arguments = command(algo, env)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    done = rlrun(arguments, whole)
+    assert done.returncode == 0, done.stderr
+
+    dice = random.Random(f"{algo} {env}")
+    assert kill_after(dice.uniform(0.05, 0.4), arguments, broken)
+    assert killed_inside("evaluation", dice.randint(5, 60), arguments, broken) == -signal.SIGKILL
+    assert killed_inside("half a checkpoint", dice.randint(1, 2), arguments, broken) == -signal.SIGKILL
+    kill_after(dice.uniform(0.1, 1.0), arguments, broken)
+    killed_inside("before the manifest", 2, arguments, broken)
+    last = rlrun(arguments, broken)
+    assert last.returncode == 0, last.stderr
+
+    assert_identical(the_run(whole), the_run(broken))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_the_next_boundary_and_the_run_goes_on_from_there(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    arguments = command("ppo", "cartpole")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    assert rlrun(arguments, whole).returncode == 0
+
+    process = start(arguments, broken)
+    while not list(broken.rglob("checkpoints/step-*.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "interrupted at step" in output
+    again = rlrun(arguments, broken)
+    assert again.returncode == 0
+    assert "continuing from step" in again.stderr
+    assert_identical(the_run(whole), the_run(broken))
+
+
+def test_looking_more_or_less_often_changes_nothing_that_is_learned(tmp_path: Path) -> None:
+    base = [*ALGOS["ppo"], *ENVS["cartpole"], "eval.final_episodes=4", "log.console=false"]
+    folders = []
+    for cadence in (500, 100_000):
+        folder = tmp_path / str(cadence)
+        folder.mkdir()
+        every = [f"eval.every={cadence}", f"log.every={cadence}", f"checkpoint.every={cadence}", "eval.episodes=3"]
+        assert rlrun([*base, *every], folder).returncode == 0
+        folders.append(the_run(folder))
+    often, seldom = (final_state(run) for run in folders)
+    for learned in ("algorithm", "normalizer", "generators"):
+        assert first_difference(often[learned], seldom[learned]) is None
+    assert rows(folders[0] / "episodes.jsonl") == rows(folders[1] / "episodes.jsonl")
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    arguments = [*ALGOS["ppo"], "env=cartpole", "total_steps=600", "eval.final_episodes=2", "log.console=false"]
+    assert rlrun([*arguments, "name=one", "seed=0"], tmp_path).returncode == 0
+    assert rlrun([*arguments, "name=two", "seed=1"], tmp_path).returncode == 0
+    one, two = (tmp_path / f"outputs/cartpole/ppo/{name}/seed={seed}" for name, seed in (("one", 0), ("two", 1)))
+    assert first_difference(final_state(one)["algorithm"], final_state(two)["algorithm"]) is not None
