@@ -72,7 +72,6 @@ class Speed:
 
 def bench(arguments: list[str]) -> int:
     """Measure what the command line configures and print the tables; return 0. Nothing is trained on disk."""
-    command = record.command()
     options, overrides = split(arguments)
     jobs = composed(overrides)
     if len(jobs) > 1 and options.json is not None:
@@ -80,7 +79,7 @@ def bench(arguments: list[str]) -> int:
     for config, choices in jobs:
         report = measured(config, choices, options)
         if options.json is not None:
-            write_json(options.json, {"command": command, **report})
+            write_json(options.json, report)
             print(options.json)
     return 0
 
@@ -118,12 +117,14 @@ def composed(arguments: list[str]) -> list[tuple[dict[str, Any], dict[str, str]]
     def job(config: DictConfig) -> None:
         jobs.append((validate(resolved(config)), dict(HydraConfig.get().runtime.choices)))
 
-    sys.argv[1:] = arguments
+    typed, sys.argv = sys.argv, [sys.argv[0], *arguments]  # where Hydra reads them
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         own = ", ".join(f"{key}=" for key in OWN_KEYS)
         raise UserError(f"{_explain(error, arguments)}. Besides those, bench takes {own}") from error
+    finally:
+        sys.argv = typed
     return jobs
 
 
@@ -131,36 +132,40 @@ def measured(config: dict[str, Any], choices: dict[str, str], options: Options) 
     """Build the agent, measure it, print the tables, and return them as plain values."""
     agent = build_agent(config)
     algorithm = agent.algorithm
-    title = f"{choices['algo']} on {agent.spec.name}"
     num_envs = int(getattr(algorithm, "num_envs", 1))
+    title = f"{choices['algo']} on {agent.spec.name}: {num_envs} environments, {described(agent)}"
     iterations = {
         "environment": environment_alone(agent, num_envs),
         "acting": acting(algorithm),
         "learning": lambda: learning(algorithm),
     }
-    print(f"{title}: at least {options.seconds * (3 + 3 * WARM_UP + 1 / NUM_WINDOWS):.0f} s", file=sys.stderr)
+    at_least = options.seconds * (3 + 3 * WARM_UP + 1 / NUM_WINDOWS)
+    print(f"{title}; this takes at least {at_least:.0f} s", file=sys.stderr)
     speeds = measure(iterations, options.seconds)
     shares = time_shares(algorithm, options.seconds / NUM_WINDOWS)
+    rows = profile(algorithm) if options.profile else None
 
     console = Console()
-    where = f"{num_envs} environments, {agent.device.kind}, {torch.get_num_threads()} threads"
-    console.print(speed_table(f"{title}\n{where}, {agent.device.precision}", speeds))
-    console.print(share_table(shares))
-    report = {
+    for table in (speed_table(title, speeds), share_table(shares), *([profile_table(rows)] if rows else [])):
+        console.print(table)
+    return {
+        "command": record.command(),
         "algo": choices["algo"],
         "env": agent.spec.name,
         "num_envs": num_envs,
         "steps_per_second": {name: speed.row() if speed else None for name, speed in speeds.items()},
         "time_share": shares,
+        **({"profile": rows} if rows else {}),
         "seconds": options.seconds,
         **facts(agent),
         "config": config,
     }
-    if options.profile:
-        rows = profile(algorithm)
-        console.print(profile_table(rows))
-        report["profile"] = rows
-    return report
+
+
+def described(agent: Agent) -> str:
+    """Return on what is computed, in words."""
+    threads = torch.get_num_threads()
+    return f"{agent.device.kind}, {threads} thread{'s' * (threads > 1)}, {agent.device.precision}"
 
 
 # --- The three things that are measured -----------------------------------------------------------------

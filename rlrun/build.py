@@ -11,6 +11,7 @@ from typing import Any
 from rlrun import record, schema
 from rlrun.algos.algorithm import Algorithm, Setup
 from rlrun.checkpoint import Checkpoints
+from rlrun.config import seconds
 from rlrun.console import Console
 from rlrun.data.collector import Collector
 from rlrun.device import Device
@@ -133,17 +134,6 @@ def build_experiment(agent: Agent, config: dict[str, Any], folder: RunFolder, si
         protocol=agent.protocol(),
         fingerprint=agent.fingerprint(),
     )
-
-
-def seconds(duration: str | float | None) -> float | None:
-    """Return the seconds of "90s", "30m", "2h" or a number. Raises UserError for anything else."""
-    if duration is None or isinstance(duration, float):
-        return duration
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    try:
-        return float(duration[:-1]) * units[duration[-1]] if duration[-1:] in units else float(duration)
-    except ValueError:
-        raise UserError(f'stop.after_time={duration} is no duration: expected "90s", "30m", "2h" or seconds') from None
 
 
 @dataclass

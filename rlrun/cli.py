@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rlrun.config import conf_folder, import_paths, make_importable, register_resolvers
 from rlrun.errors import RunFailed, UserError, nearest
 
 VERBS = {  # verb: module.function that takes the arguments after it and returns an exit code
@@ -68,8 +69,6 @@ def run_hydra(arguments: list[str]) -> int:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    from rlrun.config import conf_folder, register_resolvers
-
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
     _remember_config_dir(arguments)
     register_resolvers()
@@ -116,8 +115,7 @@ def _remember_config_dir(arguments: list[str]) -> None:
             if not Path(folder).is_dir():
                 raise UserError(f"--config-dir={folder} is not a folder")
             os.environ["RLRUN_CONFIG_DIR"] = str(Path(folder).resolve())
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    make_importable(import_paths())
 
 
 def _explain(error: Exception, arguments: list[str]) -> UserError:

@@ -12,6 +12,7 @@ from rlrun.errors import UserError
 from rlrun.launch import Names
 from rlrun.run_folder import variant
 
+NAMES_OF_ENV = ("env.id", "env.game", "env.name")  # these are in the folder's name already
 CHOICES = ("algo", "env", "network", "device", "protocol", "tuned")
 
 
@@ -56,7 +57,8 @@ def names_of(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[
             continue
         # A section given as a whole counts by its leaves.
         for leaf, value in final.items():
-            if (leaf == key or leaf.startswith(f"{key}.")) and default.get(leaf, "-") != value:
+            given = leaf == key or leaf.startswith(f"{key}.")
+            if given and leaf not in NAMES_OF_ENV and default.get(leaf, "-") != value:
                 changes.append(f"{leaf}={_shown(value)}")
     name = config["name"]
     return Names(

@@ -8,6 +8,7 @@ answered before anything heavy is imported.
 import ast
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,6 +63,17 @@ def search_folders() -> list[Path]:
     return [conf_folder(), *([Path(extra)] if extra else [])]
 
 
+def import_paths() -> list[str]:
+    """Return where a third party's modules are looked for: the current folder, and that of --config-dir."""
+    extra = os.environ.get("RLRUN_CONFIG_DIR")
+    return [os.getcwd(), *([extra] if extra else [])]
+
+
+def make_importable(paths: list[str]) -> None:
+    """Add folders to the end of the module search path, where they shadow nothing."""
+    sys.path.extend(path for path in paths if path not in sys.path)
+
+
 def options(group: str) -> list[str]:
     """Return the names in a group, sorted."""
     return sorted({p.stem for folder in search_folders() for p in (folder / group).glob("*.yaml")})
@@ -89,6 +101,16 @@ def tuned_for(algo: str, env: str) -> str:
             if option_file("tuned", f"{a}_{e}") is not None:
                 return f"{a}_{e}"
     return "none"
+
+
+def env_of_id(gym_id: str | None) -> str | None:
+    """Return the named environment that has this Gymnasium id, if there is one."""
+    for name in options("env"):
+        path = option_file("env", name)
+        assert path is not None
+        if gym_id is not None and (yaml.safe_load(path.read_text()).get("env") or {}).get("id") == gym_id:
+            return name
+    return None
 
 
 def register_resolvers() -> None:
@@ -135,6 +157,17 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
         checked[group] = {"_target_": target, **_check(group, values, _fields(module, name, group), target)}
     _check_ranges(checked)
     return checked
+
+
+def seconds(duration: str | float | None) -> float | None:
+    """Return the seconds of "90s", "30m", "2h" or a number. Raises UserError for anything else."""
+    if duration is None or isinstance(duration, float):
+        return duration
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    try:
+        return float(duration[:-1]) * units[duration[-1]] if duration[-1:] in units else float(duration)
+    except ValueError:
+        raise UserError(f'stop.after_time={duration} is no duration: expected "90s", "30m", "2h" or seconds') from None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -204,6 +237,7 @@ def _check_ranges(config: dict[str, Any]) -> None:
             raise UserError(f"{key}={values[key]} is out of range: expected at least 1")
     if not 0 <= config["seed"] < 2**63:
         raise UserError(f"seed={config['seed']} is out of range: expected 0 to 2^63 - 1")
+    seconds(config["stop"]["after_time"])
     probability = values.get("env.repeat_action_probability", 0.0)
     if not 0 <= probability < 1:
         raise UserError(f"env.repeat_action_probability={probability} is out of range: expected [0, 1)")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlrun import record
-from rlrun.config import differences, is_learning_key
+from rlrun.config import differences, env_of_id, import_paths, is_learning_key, tuned_for
 from rlrun.errors import RunFailed, UserError
 from rlrun.run_folder import RunFolder
 
@@ -67,6 +67,7 @@ def train(folder: RunFolder, config: dict[str, Any], names: Names | None = None)
         with folder.lock():
             if names is not None:
                 _begin(folder, config, names, agent)
+                _say(_about_tuned(names, config))
             else:
                 _continue(folder, config)
             _say(f"{folder.path}  ({needed}; set up in {time.monotonic() - started:.1f} s)")
@@ -117,10 +118,21 @@ def _begin(folder: RunFolder, config: dict[str, Any], names: Names, agent: "Agen
             "protocol": agent.protocol(),
             "fingerprint": agent.fingerprint(),
             "environment": agent.spec.versions(),
+            "import_paths": import_paths(),
             "lineage": [],
             **record.provenance(),
         }
     )
+
+
+def _about_tuned(names: Names, config: dict[str, Any]) -> str:
+    if names.tuned != "none":
+        return f"tuned: {names.tuned} (tuned=none leaves it out)"
+    # env=gym env.id=CartPole-v1 is the environment that env=cartpole names.
+    namesake = env_of_id(config["env"].get("id"))
+    known = tuned_for(names.algo, namesake) if namesake else "none"
+    hint = f"; tuned={known} has numbers for {config['env']['id']}" if known != "none" else ""
+    return f"tuned: none applied{hint}"
 
 
 def _continue(folder: RunFolder, config: dict[str, Any]) -> None:

@@ -5,10 +5,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any, Protocol
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
@@ -46,11 +46,10 @@ def play(arguments: list[str]) -> int:
     for key in ("episodes", "fps"):
         if options[key] < 1:
             raise UserError(f"{key}={options[key]} is out of range: expected at least 1")
+    if not display():
+        draw_without_display()
     run = load(path, options["checkpoint"])
     window = open_window(f"{run.path}, step {run.step:,}", options["fps"]) if options["window"] else None
-    if window is None:
-        # pygame, which also draws what goes into files, would look for a display, and complain.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     target = video_path(run, options) if options["out"] or window is None else None
     with ExitStack() as stack:
         screens: list[Screen] = []
@@ -116,9 +115,11 @@ def show(envs: Envs, run: LoadedRun, screens: list[Screen]) -> None:
         return
     try:
         frame = envs.render()
-    except gymnasium.error.DependencyNotInstalled as error:
-        name = run.agent.spec.name
-        raise UserError(f"env={name} needs pygame to draw: pip install 'rlrun[classic]' ({error})") from error
+    except Exception as error:  # each library of drawing raises its own
+        raise UserError(
+            f"env={run.agent.spec.name} cannot be drawn here ({type(error).__name__}: {error}). Where pygame is "
+            "missing: pip install 'rlrun[classic]'. MuJoCo without a display: MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+        ) from error
     if frame.ndim != 3 or frame.shape[-1] != 3:
         raise UserError(f"env={run.agent.spec.name} cannot be shown: it has no render_mode rgb_array")
     for screen in wanting:
@@ -171,7 +172,8 @@ def video(path: Path, fps: int) -> Iterator[Screen]:
     except BrokenPipeError:  # of stdout; imageio reports ffmpeg's as another
         raise
     except OSError as error:
-        raise UserError(f"out={path} cannot be written ({error}); choose another with out=...") from error
+        reason = str(error).splitlines()[0]  # imageio appends ffmpeg's whole command
+        raise UserError(f"out={path} cannot be written ({reason}); choose another with out=...") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -220,9 +222,20 @@ class Gif:
 # --- The window -----------------------------------------------------------------------------------------
 
 
+def display() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def draw_without_display() -> None:
+    """Tell the libraries that draw, before they are imported, not to look for a display and fail."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame
+    if find_library("EGL"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 def open_window(title: str, fps: int) -> "Window | None":
     """Return a window, or None where there is no display or it cannot be opened."""
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if not display():
         return None
     try:
         return Window(title, fps)

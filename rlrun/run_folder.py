@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlrun.config import slug
+from rlrun.config import make_importable, slug
 from rlrun.errors import UserError
 from rlrun.files import write_atomically, write_json
 
@@ -31,6 +31,7 @@ class RunFolder:
         if not folder.exists():
             reason = "has no config.yaml and run.json" if folder.path.is_dir() else "does not exist"
             raise UserError(f"RUN={path} is not a run folder: it {reason}; `rlrun ls` shows the runs")
+        make_importable(folder.record().get("import_paths", []))
         return folder
 
     def exists(self) -> bool:

@@ -1,0 +1,319 @@
+"""The command line as a person meets it: each test starts the real process."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness import assert_identical, environment, rlrun, rows, start, the_run
+
+SHORT = ["algo=ppo", "env=cartpole", "total_steps=1000", "eval.final_episodes=2", "eval.episodes=2"]
+DEFAULT = Path("outputs/cartpole/ppo/total_steps=1000/seed=0")
+
+BAD_INPUT = {
+    "unknown key": (["algo.lr=1"], ["algo.lr", "algo.learning_rate"]),
+    "unknown key of another library": (["timesteps=1000"], ["timesteps", "total_steps"]),
+    "another library's num_envs": (["n_envs=4"], ["n_envs", "algo.num_envs"]),
+    "misspelt key": (["algo.gama=0.9"], ["algo.gama", "algo.gamma"]),
+    "added key that nothing reads": (["+algo.foo=1"], ["algo.foo"]),
+    "added top-level key": (["+foo=1"], ["foo"]),
+    "wrong type": (["algo.gamma=high"], ["algo.gamma=high", "float"]),
+    "no whole number": (["algo.num_envs=2.5"], ["algo.num_envs=2.5", "int"]),
+    "no number": (["total_steps=1e3.4"], ["total_steps=1e3.4", "int"]),
+    "null": (["algo.gamma=null"], ["algo.gamma=null", "float"]),
+    "choice": (["network.activation=sigmoyd"], ["network.activation=sigmoyd", "tanh"]),
+    "unknown option": (["algo=pppo"], ["algo=pppo", "ppo", "a2c"]),
+    "unknown env option": (["env=cartpol"], ["env=cartpol", "cartpole"]),
+    "several values without -m": (["seed=1,2"], ["seed", "-m"]),
+    "missing value": (["env=gym"], ["env.id"]),
+    "missing game": (["env=atari"], ["env.game"]),
+    "unknown verb": (["resme", "x"], ["resme", "resume"]),
+    "not a run": (["resume", "nowhere"], ["nowhere", "not a run folder"]),
+    "negative seed": (["seed=-1"], ["seed=-1"]),
+    "no steps": (["total_steps=0"], ["total_steps=0", "at least 1"]),
+    "no cadence": (["log.every=0"], ["log.every=0", "at least 1"]),
+    "probability": (["env=breakout", "env.repeat_action_probability=1.5"], ["env.repeat_action_probability=1.5"]),
+    "module that is not there": (["env=gym", "env.id=A-v0", "env.module=no_such"], ["env.module=no_such"]),
+    # From here on something has to be built before it is known to be wrong.
+    "out of range": (["algo.gamma=1.5"], ["algo.gamma=1.5", "[0, 1]"]),
+    "indivisible batch": (["algo.batch_size=100"], ["algo.batch_size=100", "256", "128"]),
+    "unknown id": (["env=gym", "env.id=CartPol-v1"], ["env.id=CartPol-v1", "CartPole-v1"]),
+    "unknown kwargs": (["env=cartpole", "+env.kwargs.foo=1"], ["foo"]),
+    "unknown ROM": (["env=atari", "env.game=breakot"], ["env.game=breakot", "breakout"]),
+    "network that does not fit": (["env=cartpole", "network=nature_cnn"], ["network=mlp"]),
+    "no CUDA here": (["device=cuda"], ["device=cuda", "device=cpu"]),
+    "duration": (["stop.after_time=soon"], ["stop.after_time=soon"]),
+    "no room": (["algo.num_envs=8", "env=breakout", "algo.num_steps=10_000_000"], ["memory", "algo.num_steps"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_clear_message_and_leaves_nothing_behind(case: str, tmp_path: Path) -> None:
+    arguments, expected = BAD_INPUT[case]
+    if case == "no CUDA here":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is CUDA here")
+    done = rlrun(arguments, tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    for fragment in expected:
+        assert fragment in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_algorithm_that_cannot_act_in_an_environment_is_refused_before_training(tmp_path: Path) -> None:
+    done = rlrun([*third_party(), "algo=hill_climbing", "env=pendulum"], tmp_path)
+    assert done.returncode == 2
+    assert "action space" in done.stderr
+    assert "Discrete" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(tmp_path: Path) -> None:
+    # A module that cannot be imported stands in for a package that is not installed.
+    (tmp_path / "shadow" / "Box2D").mkdir(parents=True)
+    (tmp_path / "shadow" / "Box2D" / "__init__.py").write_text("raise ImportError('not installed')")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlrun", "env=lunarlander"],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(tmp_path / "shadow")),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "rlrun[box2d]" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_leaves_everything_that_is_promised(tmp_path: Path) -> None:
+    done = rlrun(SHORT, tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / DEFAULT
+    files = {p.name.split(".out.")[0] for p in run.iterdir()}
+    assert files - {".lock", "run.log"} == {
+        *("config.yaml", "run.json", "result.json", "metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"),
+        *("events", "checkpoints"),
+    }
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["steps"] >= 1000
+    assert {"command", "code", "packages", "machine", "protocol", "fingerprint", "lineage"} <= record.keys()
+    result = json.loads((run / "result.json").read_text())
+    assert len(result["returns"]) == len(result["lengths"]) == len(result["seeds"]) == 2
+    assert result["mean_return"] == pytest.approx(sum(result["returns"]) / 2)
+    assert result["protocol"]["id"] == "CartPole-v1"
+    tags = {key for row in rows(run / "metrics.jsonl") for key in row}
+    assert {
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "train/value_loss",
+        "train/approx_kl",
+        "eval/mean_reward",
+    } <= tags
+    assert set(result["seeds"]).isdisjoint(s for row in rows(run / "evaluations.jsonl") for s in row["seeds"])
+
+
+def test_a_finished_run_says_so_and_is_not_touched(tmp_path: Path) -> None:
+    assert rlrun(SHORT, tmp_path).returncode == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / DEFAULT).rglob("*") if p.is_file()}
+    again = rlrun(SHORT, tmp_path)
+    assert again.returncode == 0
+    assert "is finished" in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / DEFAULT).rglob("*") if p.is_file()} == before
+
+
+def test_fresh_sets_the_old_run_aside_and_two_runs_of_one_command_are_identical(tmp_path: Path) -> None:
+    assert rlrun(SHORT, tmp_path).returncode == 0
+    again = rlrun([*SHORT, "fresh=true"], tmp_path)
+    assert again.returncode == 0
+    (old,) = (tmp_path / "outputs" / ".aside").rglob("run.json")
+    assert str(old.parent.relative_to(tmp_path)) in again.stderr
+    assert_identical(old.parent, tmp_path / DEFAULT)
+    assert the_run(tmp_path) == tmp_path / DEFAULT
+
+
+def test_another_configuration_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    assert rlrun([*SHORT, "name=mine"], tmp_path).returncode == 0
+    done = rlrun([*SHORT, "name=mine", "algo.gamma=0.9"], tmp_path)
+    assert done.returncode == 2
+    assert "algo.gamma: stored 0.98, asked for 0.9" in done.stderr
+    assert "fresh=true" in done.stderr
+    cadence = rlrun([*SHORT, "name=mine", "log.every=17"], tmp_path)
+    assert cadence.returncode == 0
+    assert "is finished" in cadence.stderr
+
+
+def test_two_processes_on_one_run_are_refused(tmp_path: Path) -> None:
+    process = start([*SHORT, "total_steps=1e9", "name=busy", "log.console=false"], tmp_path)
+    try:
+        while not list(tmp_path.rglob("metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        listing = rlrun(["ls"], tmp_path).stdout
+        assert "running" in listing
+        second = rlrun([*SHORT, "total_steps=1e9", "name=busy"], tmp_path)
+        assert second.returncode == 2
+        assert "another process" in second.stderr
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert "interrupted" in rlrun(["ls"], tmp_path).stdout
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    # An evaluation of very many episodes stands between the first signal and the next boundary.
+    process = start([*SHORT, "total_steps=1e8", "algo.num_steps=5000000", "algo.batch_size=8000"], tmp_path)
+    while not list(tmp_path.rglob("run.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+
+
+def test_resume_extends_a_finished_run_and_records_it(tmp_path: Path) -> None:
+    assert rlrun(SHORT, tmp_path).returncode == 0
+    done = rlrun(["resume", str(DEFAULT), "total_steps=2000", "log.every=100"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1000 -> 2000" in done.stderr
+    record = json.loads((tmp_path / DEFAULT / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["steps"] >= 2000
+    assert record["lineage"][-1]["changed"]["total_steps"] == [1000, 2000]
+
+
+def test_resume_refuses_what_would_make_two_runs_out_of_one(tmp_path: Path) -> None:
+    assert rlrun(SHORT, tmp_path).returncode == 0
+    for override, expected in (("algo.gamma=0.5", "algo.gamma=0.5"), ("total_steps=10", "total_steps=10")):
+        done = rlrun(["resume", str(DEFAULT), override], tmp_path)
+        assert done.returncode == 2
+        assert expected in done.stderr
+    assert json.loads((tmp_path / DEFAULT / "run.json").read_text())["status"] == "finished"
+
+
+def test_stop_at_return_ends_early_and_resume_can_lift_it(tmp_path: Path) -> None:
+    arguments = [*SHORT, "total_steps=3000", "eval.every=500", "stop.at_return=5", "name=early"]
+    assert rlrun(arguments, tmp_path).returncode == 0
+    run = the_run(tmp_path)
+    result = json.loads((run / "result.json").read_text())
+    assert result["stopped_early"] == "stop.at_return"
+    assert result["steps"] < 3000
+    assert rlrun(["resume", str(run), "stop.at_return=null"], tmp_path).returncode == 0
+    assert json.loads((run / "result.json").read_text())["steps"] >= 3000
+
+
+def test_stop_after_time_ends_early(tmp_path: Path) -> None:
+    done = rlrun([*SHORT, "total_steps=1e9", "stop.after_time=1s"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((the_run(tmp_path) / "result.json").read_text())["stopped_early"] == "stop.after_time"
+
+
+def test_a_loss_that_is_not_finite_halts_the_run_and_keeps_the_batch(tmp_path: Path) -> None:
+    done = rlrun([*SHORT, "algo.learning_rate=1e30", "name=nan"], tmp_path)
+    assert done.returncode == 1
+    assert "train/loss=nan" in done.stderr
+    assert "rlrun resume" in done.stderr
+    run = the_run(tmp_path)
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    import torch
+
+    stored = torch.load(run / "not_finite.pt", weights_only=True)
+    assert stored["batch"]["obs"].shape == (32, 8, 4)
+
+
+def test_a_third_partys_parts_train_resume_and_evaluate(tmp_path: Path) -> None:
+    arguments = [*third_party(), "algo=hill_climbing", "env=corridor", "network=tiny", "eval.final_episodes=2"]
+    done = rlrun(arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs/corridor/hill_climbing/network=tiny/seed=0"
+    assert run.is_dir()
+    assert rlrun(["resume", str(run), "total_steps=3000"], tmp_path).returncode == 0
+    assert rlrun(["eval", str(run), "episodes=2"], tmp_path).returncode == 0
+
+
+def test_an_exception_in_an_environment_fails_the_run_with_its_traceback_in_the_log(tmp_path: Path) -> None:
+    done = rlrun([*third_party(), "algo=ppo", "env=corridor", "+env.kwargs.break_at=100", "name=x"], tmp_path)
+    assert done.returncode == 1
+    run = the_run(tmp_path)
+    assert "the corridor collapsed" in (run / "run.log").read_text()
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+
+
+def test_python_loads_a_run_and_acts(tmp_path: Path) -> None:
+    assert rlrun(SHORT, tmp_path).returncode == 0
+    import gymnasium
+
+    import rlrun as package
+
+    loaded = package.load(tmp_path / DEFAULT)
+    env = gymnasium.make("CartPole-v1")
+    obs, _ = env.reset(seed=0)
+    for _ in range(10):
+        action = loaded.act(obs)
+        assert action in (0, 1)
+        obs, *_ = env.step(action)
+
+
+def test_a_sweep_runs_all_points_and_one_bad_point_does_not_stop_it(tmp_path: Path) -> None:
+    done = rlrun(["-m", *SHORT, "algo.gamma=0.9,2,0.95"], tmp_path)
+    assert done.returncode == 2
+    assert "algo.gamma=2" in done.stderr
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+    assert not list(tmp_path.rglob("multirun.yaml"))
+
+
+def test_runs_of_one_sweep_match_runs_of_their_own_process(tmp_path: Path) -> None:
+    swept, alone = tmp_path / "swept", tmp_path / "alone"
+    swept.mkdir()
+    alone.mkdir()
+    assert rlrun(["-m", *SHORT, "seed=0,1"], swept).returncode == 0
+    assert rlrun([*SHORT, "seed=1"], alone).returncode == 0
+    assert_identical(swept / DEFAULT.with_name("seed=1"), alone / DEFAULT.with_name("seed=1"))
+
+
+def test_an_unwritable_outputs_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = rlrun([*SHORT, "outputs=file"], tmp_path)
+    assert done.returncode == 2
+    assert "outputs" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["env=breakout", "--cfg", "job"], ["ls", "."]])
+def test_answers_that_train_nothing_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.argv[1:] = sys.argv[1:]\nfrom rlrun.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'gymnasium', 'tensorboard', 'ale_py') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_help_and_the_configuration_answer_in_under_0_8_seconds(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["--cfg", "job"]):
+        took = min(_processor_seconds(arguments, tmp_path) for _ in range(3))
+        assert took < 0.8, f"{arguments}: {took:.2f} s"
+
+
+def _processor_seconds(arguments: list[str], folder: Path) -> float:
+    """Return the processor time of a command: it is single-threaded, and other tests run beside it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert rlrun(arguments, folder).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def third_party() -> list[str]:
+    return ["--config-dir", str(Path(__file__).parent / "third_party")]
