@@ -5,7 +5,6 @@ actions, acting (the collector with the algorithm's policy), and learning (the a
 Machines drift by a third over minutes, so the windows of the three alternate. B environments.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -99,32 +98,22 @@ def split(arguments: list[str]) -> tuple[Options, list[str]]:
 
 def composed(arguments: list[str]) -> list[tuple[dict[str, Any], dict[str, str]]]:
     """Return the validated configuration and the chosen options of each job, as training would have them."""
-    import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
 
-    from rlrun.cli import _explain, _remember_config_dir
+    from rlrun.cli import with_hydra
     from rlrun.compose import resolved
-    from rlrun.config import conf_folder, register_resolvers, validate
+    from rlrun.config import validate
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
-    _remember_config_dir(arguments)
-    register_resolvers()
     jobs = []
 
-    def job(config: DictConfig) -> None:
+    def job(config: Any) -> None:
         jobs.append((validate(resolved(config)), dict(HydraConfig.get().runtime.choices)))
 
-    typed, sys.argv = sys.argv, [sys.argv[0], *arguments]  # where Hydra reads them
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+        with_hydra(arguments, job)
+    except UserError as error:
         own = ", ".join(f"{key}=" for key in OWN_KEYS)
-        raise UserError(f"{_explain(error, arguments)}. Besides those, bench takes {own}") from error
-    finally:
-        sys.argv = typed
+        raise UserError(f"{error}. Besides those, bench takes {own}") from error
     return jobs
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rlrun.files import write_atomically, write_json
+from rlrun.files import beside, json_bytes, write_together
 
 SCHEMA = 1  # raised when the meaning of what is stored changes
 
@@ -85,19 +85,22 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
-        # The manifest of an older file by this name must not vouch for the new one, were we killed in
-        # between; it cannot, because its checksum differs.
-        write_atomically(self.folder / f"{name}.pt", content)
-        manifest = {"schema": SCHEMA, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        write_json(self.folder / f"{name}.json", {**manifest, **facts})
+        manifest = {"schema": SCHEMA, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), **facts}
+        write_together({self.folder / f"{name}.pt": content, self.folder / f"{name}.json": json_bytes(manifest)})
 
     def _read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        path = self.folder / f"{name}.json"
         try:
-            manifest = json.loads((self.folder / f"{name}.json").read_text())
+            manifest = json.loads(path.read_text())
             content = (self.folder / f"{name}.pt").read_bytes()
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{name} cannot be read ({error})") from error
-        if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
+        if not isinstance(manifest, dict) or not manifest.keys() >= {"schema", "sha256", "step"}:
+            raise CheckpointError(f"{name}.json is not a checkpoint's manifest")
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+            if beside(path).exists():  # killed between the two renames of a step saved twice
+                beside(path).replace(path)
+                return self._read(name)
             raise CheckpointError(f"{name}.pt does not have the checksum that its manifest states")
         if manifest["schema"] != SCHEMA:
             raise CheckpointError(

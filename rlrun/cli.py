@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,10 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def run_hydra(arguments: list[str]) -> int:
-    """Compose with Hydra and launch each job; return the worst exit code."""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
-    _remember_config_dir(arguments)
-    register_resolvers()
+    """Launch the run of each configuration that a command line composes; return the worst exit code."""
     codes: list[int] = []
 
-    def job(config: DictConfig) -> None:
+    def job(config: Any) -> None:
         try:
             codes.append(launch_composed(config))
         except (UserError, RunFailed) as error:
@@ -84,12 +77,26 @@ def run_hydra(arguments: list[str]) -> int:
         if codes[-1] > 128:  # interrupted: that ends a sweep, too
             sys.exit(codes[-1])
 
-    sys.argv[1:] = arguments
+    with_hydra(arguments, job)
+    return max(codes, default=0)
+
+
+def with_hydra(arguments: list[str], job: Callable[[Any], None]) -> None:
+    """Call `job` with each DictConfig that the arguments compose. Raises UserError if they do not."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
+    _remember_config_dir(arguments)
+    register_resolvers()
+    typed, sys.argv = sys.argv, [sys.argv[0], *arguments]  # where Hydra reads them
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, arguments) from error
-    return max(codes, default=0)
+    finally:
+        sys.argv = typed
 
 
 def launch_composed(config: Any) -> int:
@@ -125,7 +132,10 @@ def _explain(error: Exception, arguments: list[str]) -> UserError:
 
     text = str(error)
     if found := re.search(r"Could not (?:override|append to config.*?) '([^']+)'", text):
-        return unknown_key(found[1].partition("@")[0], known_keys(arguments))
+        key, known = found[1].partition("@")[0], known_keys(arguments)
+        if key.startswith("env.kwargs"):
+            return UserError(f"{key}: what is new to env.kwargs is added with a plus sign, +env.kwargs.name=value")
+        return unknown_key(key, known)
     if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
         group, name = found.groups()
         known = options(group)

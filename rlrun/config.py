@@ -130,7 +130,7 @@ def fraction(total: Any, parts: int) -> int:
     """Return total / parts, at least 1; what is no number is left for the check of total itself."""
     try:
         return max(1, int(float(total)) // parts)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         return 1
 
 

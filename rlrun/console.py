@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class Console:
     def notice(self, text: str) -> None:
         """Print a line that stays, and keep it in the run's log."""
         if self.log_file is not None:
-            with open(self.log_file, "a") as file:
+            # The log is a copy: a full disk must not keep the message from being printed.
+            with suppress(OSError), open(self.log_file, "a") as file:
                 file.write(f"{now()} {text}\n")
         printer = self._live.console if self._live is not None else self._rich
         printer.print(text, markup=False, highlight=False, soft_wrap=True)

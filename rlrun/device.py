@@ -78,13 +78,13 @@ class Device:
             "device": self.kind,
             "precision": self.precision,
             "compile": self.compile,
+            "deterministic": self.deterministic,
             "threads": torch.get_num_threads(),
             "processor": processor(),
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         }
         if self.kind == "cuda":
             facts["gpu"] = torch.cuda.get_device_name()
-            facts["deterministic"] = self.deterministic
         return facts
 
 

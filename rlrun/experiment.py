@@ -124,9 +124,9 @@ class Experiment(Stateful):
         state, manifest = found
         self.load_state_dict(state)
         self.checkpoints.discard_best_after(manifest["step"])
-        self.clock.earlier = manifest["time"]["wall_seconds"]
+        self.clock.earlier = manifest.get("time", {}).get("wall_seconds", 0.0)
         self.console.notice(f"continuing from step {manifest['step']:,} of {self.total_steps:,}")
-        self.report_dropped_promises(manifest["fingerprint"])
+        self.report_dropped_promises(manifest.get("fingerprint", {}))
 
     def report_dropped_promises(self, stored: dict[str, Any]) -> None:
         """Say in what this session differs from the one that wrote the checkpoint."""

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rlrun import record
 from rlrun.config import differences, env_of_id, import_paths, is_learning_key, tuned_for
 from rlrun.errors import RunFailed, UserError
+from rlrun.files import DISK_FULL
 from rlrun.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -90,13 +92,22 @@ def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any
     except RunFailed as error:
         experiment.console.close()
         experiment.console.notice(f"error: {error}")
-    except Exception:
+    except Exception as error:
         experiment.console.close()
-        experiment.console.notice(f"error: the run failed\n{traceback.format_exc()}")
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        what = (
+            f"the disk of {folder.path} is full; make room and give the same command again"
+            if full
+            else "the run failed"
+        )
+        experiment.console.notice(f"error: {what}\n{traceback.format_exc()}")
     finally:
         experiment.console.close()
-        experiment.logger.close()
-        folder.update_record(status=status, ended=record.now(), steps=agent.algorithm.steps)
+        # On a full disk these fail as well, and what went wrong has been said.
+        with suppress(OSError, RunFailed):
+            experiment.logger.close()
+        with suppress(OSError, RunFailed):
+            folder.update_record(status=status, ended=record.now(), steps=agent.algorithm.steps)
     return code
 
 

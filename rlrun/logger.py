@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from rlrun.files import disk_full
+
 METRICS, EPISODES, EVALUATIONS = "metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"
 
 
@@ -45,8 +47,11 @@ class Logger:
         """Return the files' lengths in bytes, after making sure that so much is on disk."""
         lengths = {}
         for name, file in self._files.items():
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise disk_full(self._folder / name, 0, error) from error
             lengths[name] = file.tell()
         return lengths
 
@@ -71,9 +76,13 @@ class Logger:
             self._tensorboard.close()
 
     def _append(self, name: str, row: Mapping[str, Any], *, flush: bool = True) -> None:
-        self._files[name].write(json.dumps(row).encode() + b"\n")
-        if flush:
-            self._files[name].flush()
+        line = json.dumps(row).encode() + b"\n"
+        try:
+            self._files[name].write(line)
+            if flush:
+                self._files[name].flush()
+        except OSError as error:
+            raise disk_full(self._folder / name, len(line), error) from error
 
 
 class TensorBoard:

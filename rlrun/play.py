@@ -206,8 +206,9 @@ class Gif:
     def show(self, frame: Array) -> None:
         from PIL import Image
 
-        # A palette at once: a third of the memory.
-        self._frames.append(Image.fromarray(frame).quantize(dither=Image.Dither.NONE))
+        # A palette at once: a third of the memory. The octree's colours are a little off, in a quarter of the time.
+        palette = Image.Quantize.FASTOCTREE
+        self._frames.append(Image.fromarray(frame).quantize(method=palette, dither=Image.Dither.NONE))
         if len(self._frames) == GIF_FRAMES:
             self.wants_more = False
             _note(f"the GIF ends after {GIF_FRAMES} frames; for whole episodes write an mp4 ({VIDEO_REMEDY})")

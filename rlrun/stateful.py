@@ -23,6 +23,9 @@ from torch import Tensor, nn
 # Objects met during the walk in progress, by identity: a collector that hangs on two owners is saved once.
 _seen: ContextVar[dict[int, object] | None] = ContextVar("_seen", default=None)
 
+# weights_only refuses arrays; they are stored as tensors, under a key that says what they were.
+ARRAY = "__ndarray__"
+
 
 class Stateful:
     """Give a class `state_dict` and `load_state_dict` over all of its attributes.
@@ -94,15 +97,16 @@ def _capture(value: Any, label: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str | Tensor):
         return value.detach() if isinstance(value, Tensor) else value
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return {ARRAY: _tensor(value, label)}
     if isinstance(value, np.random.Generator):
-        return value.bit_generator.state
+        return _capture(value.bit_generator.state, label)
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, torch.Generator):
         return value.get_state()
     if isinstance(value, list | tuple | deque):
-        return [_capture(item, f"{label}[{i}]") for i, item in enumerate(value)]
+        items = [_capture(item, f"{label}[{i}]") for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, dict):
         return {key: _capture(item, f"{label}[{key!r}]") for key, item in value.items()}
     if hasattr(value, "state_dict"):
@@ -115,11 +119,10 @@ def _capture(value: Any, label: str) -> Any:
 
 def _restore(current: Any, saved: Any, label: str) -> Any:
     """Return what the attribute shall hold: `current`, changed in place where others may refer to it."""
-    if isinstance(current, np.ndarray) and isinstance(saved, Tensor):
-        # A copy, so that the attribute does not share memory with the loaded file.
-        return saved.numpy().astype(current.dtype, copy=True)
     if isinstance(current, np.random.Generator):
-        current.bit_generator.state = saved
+        current.bit_generator.state = _plain(saved)
+    elif isinstance(saved, dict) and ARRAY in saved:
+        return _plain(saved)
     elif isinstance(current, random.Random):
         version, internal, gauss = saved
         current.setstate((version, tuple(internal), gauss))
@@ -133,18 +136,34 @@ def _restore(current: Any, saved: Any, label: str) -> Any:
         with torch.no_grad():
             current.copy_(saved)
     elif isinstance(current, deque):
-        return deque(saved, maxlen=current.maxlen)
+        return deque(_plain(saved), maxlen=current.maxlen)
     elif isinstance(current, list | tuple):
         if len(current) == len(saved):
             return type(current)(
                 _restore(c, s, f"{label}[{i}]") for i, (c, s) in enumerate(zip(current, saved, strict=True))
             )
-        return type(current)(saved)
+        return type(current)(_plain(saved))
     elif isinstance(current, dict):
-        return {k: _restore(current[k], s, f"{label}[{k!r}]") if k in current else s for k, s in saved.items()}
+        return {k: _restore(current[k], s, f"{label}[{k!r}]") if k in current else _plain(s) for k, s in saved.items()}
     elif hasattr(current, "load_state_dict"):
         if _first_meeting(current):
             current.load_state_dict(saved)
     else:
-        return saved
+        return _plain(saved)
     return current
+
+
+def _tensor(value: np.ndarray, label: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(value, order="C"))
+    except TypeError as error:
+        raise TypeError(f"{label} is an array of {value.dtype}, which has no plain form: {error}") from error
+
+
+def _plain(saved: Any) -> Any:
+    """Undo what `_capture` did to arrays where there is no present value to tell: in lists, dicts, under None."""
+    if isinstance(saved, dict):
+        return saved[ARRAY].numpy().copy() if ARRAY in saved else {k: _plain(v) for k, v in saved.items()}
+    if isinstance(saved, list | tuple):
+        return type(saved)(_plain(item) for item in saved)
+    return saved

@@ -33,26 +33,25 @@ def arm(place: str, occasion: int) -> None:
     elif place == "half a checkpoint":
         import rlrun.checkpoint
 
-        write = rlrun.checkpoint.write_atomically
+        write = rlrun.checkpoint.write_together
 
-        def killing_write(path: Any, content: bytes) -> None:
+        def killing_write(contents: dict[Any, bytes]) -> None:
+            path, content = next(iter(contents.items()))
             if path.name.startswith("step-") and is_the_time():
-                path.with_name(path.name + ".tmp").write_bytes(content[: len(content) // 2])
+                rlrun.checkpoint.beside(path).write_bytes(content[: len(content) // 2])
                 die()
-            write(path, content)
+            write(contents)
 
-        rlrun.checkpoint.write_atomically = killing_write
+        rlrun.checkpoint.write_together = killing_write
     elif place == "before the manifest":
-        import rlrun.checkpoint
+        replace = os.replace
 
-        write_json = rlrun.checkpoint.write_json
-
-        def killing_write_json(path: Any, value: Any) -> None:
-            if path.name.startswith("step-") and is_the_time():
+        def killing_replace(source: Any, target: Any) -> None:
+            if target.name.startswith("step-") and target.suffix == ".json" and is_the_time():
                 die()
-            write_json(path, value)
+            replace(source, target)
 
-        rlrun.checkpoint.write_json = killing_write_json
+        os.replace = killing_replace  # type: ignore[assignment]
     else:
         raise ValueError(place)
 

@@ -42,7 +42,7 @@ class Gym(EnvSpec):
             raise UserError(f"env.id={self.id} needs a package that is not installed; remedy: {remedy}") from error
         except (TypeError, gymnasium.error.Error) as error:
             raise UserError(f"env.id={self.id} with env.kwargs={self.kwargs} cannot be made: {error}") from error
-        if isinstance(env.observation_space, spaces.Dict | spaces.Tuple):
+        if not isinstance(env.observation_space, spaces.Box | spaces.Discrete):
             env = FlattenObservation(env)
         return env
 

@@ -32,6 +32,8 @@ class Normalizer(Stateful):
     In evaluation only `obs` is called, which changes nothing: the statistics stay those of training.
     """
 
+    transient = frozenset({"discount"})  # configuration
+
     def __init__(self, obs_shape: tuple[int, ...], num_envs: int, gamma: float) -> None:
         self.obs_moments = RunningMoments(obs_shape)
         self.return_moments = RunningMoments(())

@@ -36,6 +36,7 @@ class ReplayedEnvs:
 
     def step(self, action: Array) -> Transition:
         """Step all with action: [B, *act]. Environments whose episode is over wait for `next_episode`."""
+        action = np.array(action)  # a copy: a policy may reuse the buffer that it returned
         for log, a in zip(self._log, action, strict=True):
             log.append(a)
         transition = self.envs.step(action)

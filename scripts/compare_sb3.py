@@ -1,0 +1,324 @@
+"""Compare the speed of rlrun's PPO with Stable-Baselines3's, side by side in one run.
+
+    pip install "rlrun[bench]"
+    python scripts/compare_sb3.py --work cartpole,cartpole_zoo,breakout --pairs 3 --seconds 20 --out speed.json
+
+The same settings are given to both. Machines drift by a third over minutes, so the two take turns (A B A B
+...), and the ratio is taken pair by pair. Each window is a process of its own, so that neither lives with the
+other's allocator, threads or environment variables: rlrun's is the real command, logging to disk as it does;
+SB3's is `PPO.learn` without a logger. Neither evaluates or writes checkpoints. The time to start and a
+warm-up are left out on both sides.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+WARM_UP = 5.0  # seconds
+TOTAL_STEPS = 10_000_000  # never reached: it only tells schedules where they end
+NEVER = 10**12  # steps
+PACKAGES = ("rlrun", "stable-baselines3", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
+
+# By rlrun's names. A number and its _end differ where it falls on a straight line.
+Settings = dict[str, Any]
+CARTPOLE: Settings = {  # SB3's defaults
+    "num_envs": 1,
+    "num_steps": 2048,
+    "batch_size": 64,
+    "num_epochs": 10,
+    "learning_rate": 3e-4,
+    "learning_rate_end": 3e-4,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "clip_range": 0.2,
+    "clip_range_end": 0.2,
+    "clip_value": False,
+    "entropy_coef": 0.0,
+    "value_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "share_torso": False,
+}
+CARTPOLE_ZOO: Settings = {  # RL Baselines3 Zoo's
+    **CARTPOLE,
+    "num_envs": 8,
+    "num_steps": 32,
+    "batch_size": 256,
+    "num_epochs": 20,
+    "learning_rate": 1e-3,
+    "learning_rate_end": 0.0,
+    "gamma": 0.98,
+    "gae_lambda": 0.8,
+    "clip_range_end": 0.0,
+}
+BREAKOUT: Settings = {  # Schulman et al. (2017), Table 5, and Baselines' ppo2
+    **CARTPOLE,
+    "num_envs": 8,
+    "num_steps": 128,
+    "batch_size": 256,
+    "num_epochs": 4,
+    "learning_rate": 2.5e-4,
+    "learning_rate_end": 0.0,
+    "clip_range": 0.1,
+    "clip_range_end": 0.1,
+    "clip_value": True,
+    "entropy_coef": 0.01,
+    "share_torso": True,  # SB3's CnnPolicy always does, its MlpPolicy never does
+}
+WORKS = {"cartpole": CARTPOLE, "cartpole_zoo": CARTPOLE_ZOO, "breakout": BREAKOUT}
+SB3_NAMES = {
+    "num_steps": "n_steps",
+    "batch_size": "batch_size",
+    "num_epochs": "n_epochs",
+    "gamma": "gamma",
+    "gae_lambda": "gae_lambda",
+    "entropy_coef": "ent_coef",
+    "value_coef": "vf_coef",
+    "max_grad_norm": "max_grad_norm",
+}
+
+
+def main() -> None:
+    options = parse_options()
+    if options.sb3_window:
+        use_threads(options.sb3_threads)
+        print(sb3_window(WORKS[options.work[0]], options.work[0], options.seconds, options.seed))
+        return
+    results = {name: pairs_of(name, options) for name in options.work}
+    print(markdown(results))
+    if options.out is not None:
+        measuring = {"seconds": options.seconds, "warm_up": WARM_UP, "sb3_threads": options.sb3_threads}
+        report = {**facts(), **measuring, "work": results}
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--work", type=work_list, default=list(WORKS), help=f"some of {','.join(WORKS)}")
+    parser.add_argument("--pairs", type=int, default=3, help="windows of each side (default 3)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of a window (default 20)")
+    parser.add_argument("--out", type=Path, help="a JSON file to write")
+    parser.add_argument("--sb3-threads", type=int, help="torch threads of SB3 (default: as torch chooses)")
+    # One window of SB3, for this script's own subprocesses.
+    parser.add_argument("--sb3-window", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.pairs < 1 or options.seconds <= 0:
+        parser.error(f"--pairs={options.pairs} --seconds={options.seconds}: expected at least 1, and more than 0")
+    if options.out is not None and not options.out.parent.is_dir():
+        parser.error(f"--out={options.out}: the folder {options.out.parent} does not exist")
+    return options
+
+
+def work_list(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in WORKS:
+            raise argparse.ArgumentTypeError(f"{name} is not one of {', '.join(WORKS)}")
+    return names
+
+
+def pairs_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the steps per second of both sides in turn, and their ratios."""
+    pairs = []
+    for seed in range(options.pairs):
+        load = os.getloadavg()[0]  # tells windows with a busy neighbour
+        ours = rlrun_window(WORKS[name], name, options.seconds, seed)
+        theirs = sb3_process(name, options, seed)
+        pairs.append({"rlrun": ours, "sb3": theirs, "ratio": ours / theirs, "load_before": load})
+        progress = f"{name} {seed + 1}/{options.pairs}: rlrun {ours:,.0f}, SB3 {theirs:,.0f} steps/s"
+        print(progress, file=sys.stderr)
+    return {"settings": WORKS[name], "pairs": pairs, **{k: summary(pairs, k) for k in ("rlrun", "sb3", "ratio")}}
+
+
+def summary(pairs: list[dict[str, float]], key: str) -> dict[str, float]:
+    values = [pair[key] for pair in pairs]
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def steady_speed(marks: list[tuple[float, int]]) -> float:
+    """Return steps per second after the warm-up; marks: (seconds since the start, steps so far)."""
+    after = [mark for mark in marks if mark[0] >= WARM_UP]
+    if len(after) < 2:
+        raise SystemExit(f"error: no whole iteration fits after {WARM_UP:.0f} s of warm-up: give a larger --seconds")
+    (start, first), (end, last) = after[0], after[-1]
+    return (last - first) / (end - start)
+
+
+# --- rlrun ----------------------------------------------------------------------------------------------
+
+
+def rlrun_window(settings: Settings, name: str, seconds: float, seed: int) -> float:
+    """Train with the real command in a new process; return its steady steps per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "rlrun", *rlrun_arguments(settings, name, seconds, seed), f"outputs={folder}"]
+        output_of(command)
+        (path,) = Path(folder).rglob("metrics.jsonl")
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return steady_speed([(row["time/time_elapsed"], row["step"]) for row in rows if "time/time_elapsed" in row])
+
+
+def rlrun_arguments(settings: Settings, name: str, seconds: float, seed: int) -> list[str]:
+    per_iteration = settings["num_envs"] * settings["num_steps"]
+    return [
+        "algo=ppo",
+        f"env={environment(name)}",
+        *(f"algo.{key}={value}" for key, value in settings.items()),
+        f"seed={seed}",
+        f"total_steps={TOTAL_STEPS}",
+        f"stop.after_time={WARM_UP + seconds}",
+        f"log.every={per_iteration}",
+        f"eval.every={NEVER}",
+        "eval.final_episodes=1",
+        f"checkpoint.every={NEVER}",
+        "name=speed",
+    ]
+
+
+def environment(name: str) -> str:
+    return name.partition("_")[0]
+
+
+def output_of(command: list[str]) -> str:
+    """Return what the command prints. Ends this program with its message if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stderr}\nerror: {shlex.join(command)} ended with code {done.returncode}")
+    return done.stdout
+
+
+# --- Stable-Baselines3 ----------------------------------------------------------------------------------
+
+
+def sb3_process(name: str, options: argparse.Namespace, seed: int) -> float:
+    command = [sys.executable, __file__, "--sb3-window", f"--work={name}", f"--seed={seed}"]
+    command += [f"--seconds={options.seconds}"]
+    command += [f"--sb3-threads={options.sb3_threads}"] if options.sb3_threads else []
+    return float(output_of(command).splitlines()[-1])
+
+
+def sb3_window(settings: Settings, name: str, seconds: float, seed: int) -> float:
+    """Train in this process; return SB3's steady steps per second."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Clock(BaseCallback):
+        """Note time and steps at each iteration's start, and end training at the first after the window."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.marks: list[tuple[float, int]] = []
+
+        def _on_training_start(self) -> None:
+            self.started = time.perf_counter()
+
+        def _on_rollout_start(self) -> None:
+            self.marks.append((time.perf_counter() - self.started, self.num_timesteps))
+
+        def _on_step(self) -> bool:
+            return self.marks[-1][0] < WARM_UP + seconds
+
+    policy = "CnnPolicy" if name == "breakout" else "MlpPolicy"
+    model = PPO(policy, sb3_envs(name, settings["num_envs"], seed), seed=seed, **sb3_arguments(settings))
+    clock = Clock()
+    model.learn(TOTAL_STEPS, callback=clock)
+    return steady_speed(clock.marks)
+
+
+def use_threads(number: int | None) -> None:
+    if number is not None:
+        import torch
+
+        torch.set_num_threads(number)
+
+
+def sb3_envs(name: str, num_envs: int, seed: int) -> Any:
+    """Return SB3's usual vector environment: one after the other, in this process."""
+    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
+
+    if name != "breakout":
+        return make_vec_env("CartPole-v1", num_envs, seed, vec_env_cls=DummyVecEnv)
+    import ale_py
+    import gymnasium
+
+    gymnasium.register_envs(ale_py)
+    games = make_atari_env("BreakoutNoFrameskip-v4", num_envs, seed, vec_env_cls=DummyVecEnv)
+    return VecTransposeImage(VecFrameStack(games, 4))
+
+
+def sb3_arguments(settings: Settings) -> dict[str, Any]:
+    """Return the settings as SB3 takes them."""
+    return {
+        **{theirs: settings[ours] for ours, theirs in SB3_NAMES.items()},
+        "learning_rate": sb3_schedule(settings, "learning_rate"),
+        "clip_range": sb3_schedule(settings, "clip_range"),
+        "clip_range_vf": sb3_schedule(settings, "clip_range") if settings["clip_value"] else None,
+    }
+
+
+def sb3_schedule(settings: Settings, key: str) -> Any:
+    """Return the number, or where it changes a function of the part of the training that is left."""
+    start, end = settings[key], settings[f"{key}_end"]
+    return start if start == end else lambda left: end + (start - end) * left
+
+
+# --- The report -----------------------------------------------------------------------------------------
+
+
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| work | rlrun, steps/s (min to max) | Stable-Baselines3 | ratio pair by pair | median ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in result["pairs"])
+        sides = " | ".join(spread(result[side]) for side in ("rlrun", "sb3"))
+        lines.append(f"| {name} | {sides} | {ratios} | {result['ratio']['median']:.2f} |")
+    return "\n".join(lines)
+
+
+def spread(numbers: dict[str, float]) -> str:
+    return f"{numbers['median']:,.0f} ({numbers['min']:,.0f} to {numbers['max']:,.0f})"
+
+
+def facts() -> dict[str, Any]:
+    """Return command, date, versions and machine. No host name: results get published."""
+    import torch
+
+    from rlrun.device import processor
+
+    return {
+        "command": shlex.join(["python", "scripts/compare_sb3.py", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": platform.platform(),
+        },
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

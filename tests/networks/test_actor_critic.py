@@ -1,0 +1,103 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlrun.networks.actor_critic import ActorCritic, make_policy_head
+from rlrun.networks.torsos import MLP
+
+OBS = spaces.Box(-1, 1, (3,), np.float32)
+ACTION_SPACES: dict[str, Any] = {
+    "Discrete": spaces.Discrete(4),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2]),
+    "Box": spaces.Box(-1, 1, (2,), np.float32),
+    "Box of rank 2": spaces.Box(-1, 1, (2, 3), np.float32),
+}
+
+
+def network(space: Any, *, share_torso: bool = False, log_std_init: float = -0.5, seed: int = 0) -> ActorCritic:
+    torch.manual_seed(seed)
+    return ActorCritic(lambda: MLP(OBS, [16, 16], "tanh"), space, share_torso=share_torso, log_std_init=log_std_init)
+
+
+@pytest.fixture(params=ACTION_SPACES)
+def space(request: Any) -> Any:
+    return ACTION_SPACES[request.param]
+
+
+@pytest.mark.parametrize("share_torso", [False, True])
+def test_forward_agrees_with_distribution_and_value(share_torso: bool, space: Any) -> None:
+    net, obs = network(space, share_torso=share_torso), torch.randn(7, 3)
+    policy, value = net(obs)
+    assert value.shape == (7,)
+    assert torch.equal(value, net.value(obs))
+    action = policy.mode()
+    assert torch.equal(action, net.distribution(obs).mode())
+    assert torch.equal(policy.log_prob(action), net.distribution(obs).log_prob(action))
+
+
+def test_an_action_comes_with_its_own_log_prob_and_value(space: Any) -> None:
+    net, obs = network(space), torch.randn(7, 3)
+    acted = net.act(obs, torch.Generator().manual_seed(0))
+    policy, value = net(obs)
+    assert acted["action"].shape[0] == 7
+    assert acted["action"][0].numel() == (
+        spaces.flatdim(space) if isinstance(space, spaces.Box) else space.shape[0] if space.shape else 1
+    )
+    assert torch.equal(acted["log_prob"], policy.log_prob(acted["action"]))
+    assert acted["log_prob"].shape == (7,)
+    assert torch.equal(acted["value"], value)
+
+
+def test_actions_are_drawn_from_the_given_generator_alone(space: Any) -> None:
+    net, obs = network(space), torch.randn(7, 3)
+    before = torch.get_rng_state()
+    draws = [net.act(obs, torch.Generator().manual_seed(seed))["action"] for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_first_policy_is_nearly_uniform_whatever_the_observation() -> None:
+    policy: Any = network(spaces.Discrete(4)).distribution(100 * torch.randn(50, 3))
+    probabilities = policy.log_probs.exp()
+    torch.testing.assert_close(probabilities, torch.full((50, 4), 0.25), atol=0.02, rtol=0)
+
+
+def test_the_standard_deviation_starts_as_configured_and_does_not_depend_on_the_state() -> None:
+    policy: Any = network(spaces.Box(-1, 1, (2,), np.float32), log_std_init=-0.7).distribution(torch.randn(5, 3))
+    assert torch.equal(policy.log_std, torch.full((5, 2), -0.7))
+
+
+def test_a_shared_torso_is_one_and_is_counted_once() -> None:
+    shared, apart = network(spaces.Discrete(4), share_torso=True), network(spaces.Discrete(4))
+    assert shared.policy_torso is shared.value_torso
+    torso = sum(p.numel() for p in shared.policy_torso.parameters())
+    assert sum(p.numel() for p in apart.parameters()) == sum(p.numel() for p in shared.parameters()) + torso
+
+
+@pytest.mark.parametrize("share_torso", [False, True])
+def test_the_value_loss_reaches_the_policys_torso_only_if_it_is_shared(share_torso: bool) -> None:
+    net = network(spaces.Discrete(4), share_torso=share_torso)
+    net.value(torch.randn(7, 3)).sum().backward()
+    assert all((p.grad is not None) == share_torso for p in net.policy_torso.parameters())
+
+
+def test_two_torsos_do_not_start_with_the_same_weights() -> None:
+    net = network(spaces.Discrete(4))
+    weights = [next(torso.parameters()) for torso in (net.policy_torso, net.value_torso)]
+    assert not torch.equal(*weights)
+
+
+def test_values_and_logits_are_float32_under_autocast() -> None:
+    net = network(spaces.Discrete(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        policy, value = net(torch.randn(5, 3))
+    assert value.dtype == policy.log_prob(policy.mode()).dtype == torch.float32
+
+
+def test_an_action_space_without_a_head_is_named() -> None:
+    with pytest.raises(ValueError, match="MultiBinary"):
+        make_policy_head(spaces.MultiBinary(3), 8, 0.0)

@@ -1,0 +1,97 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rlrun.networks.optimizers import RMSpropTF
+
+
+def optimizer_of(*params: torch.Tensor, **options: float) -> RMSpropTF:
+    return RMSpropTF(params, **{"lr": 0.1, "alpha": 0.9, "eps": 0.01, **options})
+
+
+def test_one_step_by_hand() -> None:
+    p = torch.tensor([1.0, -2.0], requires_grad=True)
+    p.grad = torch.tensor([0.5, -3.0])
+    optimizer_of(p).step()
+    # square = 0.9 * 1 + 0.1 * g^2; p -= 0.1 * g / sqrt(square + 0.01)
+    expected = [1.0 - 0.1 * 0.5 / math.sqrt(0.925 + 0.01), -2.0 + 0.1 * 3.0 / math.sqrt(1.8 + 0.01)]
+    assert p.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ten_steps_by_hand() -> None:
+    torch.manual_seed(0)
+    p = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    optimizer, expected, square = optimizer_of(p), p.tolist(), [1.0] * 4
+    for _ in range(10):
+        grad = torch.randn(4, dtype=torch.float64)
+        p.grad = grad.clone()
+        optimizer.step()
+        for i, g in enumerate(grad.tolist()):
+            square[i] = 0.9 * square[i] + 0.1 * g * g
+            expected[i] -= 0.1 * g / math.sqrt(square[i] + 0.01)
+    assert p.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_epsilon_stands_inside_the_root() -> None:
+    p = torch.tensor([0.0], requires_grad=True)
+    p.grad = torch.tensor([1.0])
+    optimizer_of(p, alpha=1.0, eps=3.0).step()
+    assert float(p.detach()) == pytest.approx(-0.1 / 2)  # sqrt(1 + 3); outside it were 1 + 3
+
+
+def test_squares_that_start_at_zero_and_no_epsilon_give_torchs_step() -> None:
+    torch.manual_seed(0)
+    ours = torch.randn(5, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    a = optimizer_of(ours, eps=0.0, square_init=0.0)
+    b = torch.optim.RMSprop([theirs], lr=0.1, alpha=0.9, eps=0.0)
+    for _ in range(5):
+        ours.grad = torch.randn(5)
+        theirs.grad = ours.grad.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_parameters_without_a_gradient_stay() -> None:
+    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    p.grad = torch.ones(2)
+    optimizer_of(p, q).step()
+    assert q.tolist() == [1.0, 1.0]
+    assert p.tolist() != [1.0, 1.0]
+
+
+def test_gradients_are_left_as_they_are() -> None:
+    p = torch.ones(2, requires_grad=True)
+    p.grad = torch.tensor([3.0, 4.0])
+    optimizer_of(p).step()
+    assert p.grad.tolist() == [3.0, 4.0]
+
+
+def test_each_group_has_its_own_learning_rate() -> None:
+    p, q = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    p.grad, q.grad = torch.ones(1), torch.ones(1)
+    groups: Any = [{"params": [p]}, {"params": [q], "lr": 0.2}]
+    RMSpropTF(groups, lr=0.1, alpha=0.9, eps=0.01).step()
+    assert float(q.detach()) == pytest.approx(2 * float(p.detach()))
+
+
+def test_a_restored_optimizer_goes_on_bit_for_bit(through_disk: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    grads = torch.randn(6, 3)
+    p, q = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    undisturbed, restored = optimizer_of(p), optimizer_of(q)
+    for grad in grads[:3]:
+        p.grad = grad.clone()
+        undisturbed.step()
+    with torch.no_grad():
+        q.copy_(p)
+    restored.load_state_dict(through_disk(undisturbed.state_dict()))
+    for grad in grads[3:]:
+        p.grad, q.grad = grad.clone(), grad.clone()
+        undisturbed.step()
+        restored.step()
+    assert torch.equal(p, q)

@@ -1,0 +1,82 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rlrun.device import WORTH_SEVERAL_THREADS, Device
+from rlrun.errors import UserError
+
+
+def device(**options: Any) -> Device:
+    defaults = {"kind": "cpu", "threads": 1, "precision": "float32", "compile": False, "deterministic": True}
+    return Device(**{**defaults, **options})
+
+
+def test_auto_is_cuda_where_there_is_one_and_the_cpu_elsewhere() -> None:
+    assert device(kind="auto").torch.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(UserError, match="device=cpu"):
+        device(kind="cuda")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_number_of_threads_below_1_is_refused_by_key_and_value(threads: int) -> None:
+    with pytest.raises(UserError, match=rf"device\.threads={threads}"):
+        device(threads=threads)
+
+
+def test_networks_are_made_on_one_thread() -> None:
+    torch.set_num_threads(2)
+    device(threads=2).activate()
+    assert torch.get_num_threads() == 1
+
+
+def test_a_given_number_of_threads_is_taken_whatever_the_networks_size() -> None:
+    for size in (10, 10 * WORTH_SEVERAL_THREADS):
+        device(threads=2).choose_threads(size)
+        assert torch.get_num_threads() == 2
+
+
+def test_small_networks_get_one_thread_and_large_ones_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    device(threads=None).choose_threads(WORTH_SEVERAL_THREADS - 1)
+    assert torch.get_num_threads() == 1
+    device(threads=None).choose_threads(WORTH_SEVERAL_THREADS)
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_placing_a_network_keeps_the_names_of_its_parameters(compile: bool) -> None:
+    net = nn.Sequential(nn.Linear(2, 2))
+    placed = device(compile=compile).place(net)
+    assert placed is net
+    assert list(placed.state_dict()) == ["0.weight", "0.bias"]
+
+
+def test_bf16_is_autocast_in_forward_passes_alone() -> None:
+    layer, x = nn.Linear(2, 2), torch.randn(3, 2)
+    with device(precision="bf16").autocast():
+        assert layer(x).dtype == torch.bfloat16
+    assert layer(x).dtype == torch.float32
+    with device().autocast():
+        assert layer(x).dtype == torch.float32
+    assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"compile": True}])
+def test_the_fingerprint_tells_arithmetic_apart(change: dict[str, Any]) -> None:
+    assert device(**change).fingerprint() != device().fingerprint()
+
+
+def test_the_fingerprint_tells_the_number_of_threads_and_the_processor() -> None:
+    device().choose_threads(10)
+    one = device().fingerprint()
+    device(threads=2).choose_threads(10)
+    two = device(threads=2).fingerprint()
+    assert (one["threads"], two["threads"]) == (1, 2)
+    assert one["processor"]
+    assert one["vector_instructions"]
