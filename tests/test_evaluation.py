@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from harness import first_difference
 
 from rlrun.build import Agent
 from rlrun.envs.gym import Gym
