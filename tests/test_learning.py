@@ -1,0 +1,26 @@
+"""Learning is proven by returns: each line trains through the command line to a published pass line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import rlrun, the_run
+
+pytestmark = pytest.mark.learning
+
+# algorithm, environment, what the mean return of 100 episodes of the last policy must reach
+PASS_LINES = [
+    ("ppo", "cartpole", 475),  # 100k steps
+    ("a2c", "cartpole", 475),  # 500k steps
+    ("ppo", "pendulum", -250),  # 100k steps
+    ("ppo", "mountaincar_continuous", 85),  # 20k steps
+]
+
+
+@pytest.mark.parametrize(("algo", "env", "pass_line"), PASS_LINES)
+def test_learns_to_the_published_return(algo: str, env: str, pass_line: float, tmp_path: Path) -> None:
+    done = rlrun([f"algo={algo}", f"env={env}", "seed=0", "log.console=false"], tmp_path, timeout=800)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((the_run(tmp_path) / "result.json").read_text())
+    assert len(result["returns"]) == 100
+    assert result["mean_return"] >= pass_line
