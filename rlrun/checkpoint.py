@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from rlrun.errors import RunFailed
 from rlrun.files import beside, json_bytes, write_together
 
 SCHEMA = 1  # raised when the meaning of what is stored changes
@@ -21,6 +22,18 @@ SCHEMA = 1  # raised when the meaning of what is stored changes
 
 class CheckpointError(Exception):
     """A stored file that cannot be used, and why."""
+
+
+# What loading a state into objects of another shape or with other attributes raises.
+MISFIT = (KeyError, ValueError, RuntimeError, TypeError, AttributeError)
+
+
+def misfit(step: int, error: Exception) -> RunFailed:
+    """Return the error for a checkpoint that is whole but was written by other code."""
+    return RunFailed(
+        f"the checkpoint of step {step} does not fit this version of the code ({error}): use the version that wrote "
+        "it (run.json names the commit and the packages), or start anew with fresh=true"
+    )
 
 
 class Checkpoints:

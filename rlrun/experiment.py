@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlrun import schema
 from rlrun.algos.algorithm import Algorithm, Metrics
-from rlrun.checkpoint import Checkpoints
+from rlrun.checkpoint import MISFIT, Checkpoints, misfit
 from rlrun.console import Console
 from rlrun.envs.normalizer import Normalizer
 from rlrun.errors import RunFailed
@@ -122,7 +122,10 @@ class Experiment(Stateful):
             self.checkpoints.discard_best_after(0)
             return
         state, manifest = found
-        self.load_state_dict(state)
+        try:
+            self.load_state_dict(state)
+        except MISFIT as error:
+            raise misfit(manifest["step"], error) from error
         self.checkpoints.discard_best_after(manifest["step"])
         self.clock.earlier = manifest.get("time", {}).get("wall_seconds", 0.0)
         self.console.notice(f"continuing from step {manifest['step']:,} of {self.total_steps:,}")

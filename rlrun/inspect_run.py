@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from rlrun.arguments import parse
 from rlrun.build import Agent, build_agent, load_policy
-from rlrun.checkpoint import CheckpointError, Checkpoints
+from rlrun.checkpoint import MISFIT, CheckpointError, Checkpoints, misfit
 from rlrun.data.collector import State, to_policy
 from rlrun.errors import UserError
 from rlrun.files import write_json
@@ -66,7 +66,10 @@ def load(run: str | Path, checkpoint: str | int = "best") -> LoadedRun:
     config = folder.config()
     stored, manifest = _stored(folder, str(checkpoint))
     agent = build_agent(config)
-    load_policy(agent, stored)
+    try:
+        load_policy(agent, stored)
+    except MISFIT as error:
+        raise misfit(manifest["step"], error) from error
     return LoadedRun(path=folder.path, config=config, agent=agent, step=manifest["step"])
 
 

@@ -193,6 +193,32 @@ def test_resume_extends_a_finished_run_and_records_it(tmp_path: Path) -> None:
     assert record["lineage"][-1]["changed"]["total_steps"] == [1000, 2000]
 
 
+def test_another_thread_count_goes_on_and_says_which_promise_is_dropped(tmp_path: Path) -> None:
+    assert rlrun([*SHORT, "device.threads=1"], tmp_path).returncode == 0
+    done = rlrun(["resume", str(DEFAULT), "total_steps=2000", "device.threads=2"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not bit-identical to an undisturbed run from here on: threads was 1, is 2" in done.stderr
+    lineage = json.loads((tmp_path / DEFAULT / "run.json").read_text())["lineage"]
+    assert lineage[-1] == {"event": "promise dropped", "step": lineage[-1]["step"], "because": ["threads"]}
+
+
+def test_a_checkpoint_of_other_code_is_named_and_not_half_loaded(tmp_path: Path) -> None:
+    assert rlrun(SHORT, tmp_path).returncode == 0
+    import torch
+
+    from rlrun.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(tmp_path / DEFAULT, keep=2)
+    step = checkpoints.steps()[-1]
+    state, manifest = checkpoints.load(step)
+    state["algorithm"]["an attribute of tomorrow"] = torch.zeros(1)
+    checkpoints.save(step, state, {"fingerprint": manifest["fingerprint"]})
+    done = rlrun(["resume", str(DEFAULT), "total_steps=2000"], tmp_path)
+    assert done.returncode == 1
+    assert "does not fit this version of the code" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_resume_refuses_what_would_make_two_runs_out_of_one(tmp_path: Path) -> None:
     assert rlrun(SHORT, tmp_path).returncode == 0
     for override, expected in (("algo.gamma=0.5", "algo.gamma=0.5"), ("total_steps=10", "total_steps=10")):
