@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlrun import record, schema
 from rlrun.algos.algorithm import Algorithm, Setup
 from rlrun.checkpoint import Checkpoints
@@ -27,6 +29,7 @@ from rlrun.run_folder import RunFolder
 from rlrun.seeding import TRAINING_SEEDS, Seeds, seed_global_generators
 from rlrun.signals import Signals
 
+BYTES_PER_ENV = 5_000  # the smallest Gymnasium environments with their wrappers
 LOG_BYTES_PER_STEP = 5  # all logs together, generously
 
 
@@ -90,6 +93,7 @@ def build_agent(config: dict[str, Any]) -> Agent:
     )
 
     def collector(num_envs: int) -> Collector:
+        _check_num_envs(num_envs, obs_space)
         name = f"environments of collector {len(setup.collectors)}"
         made = Collector(
             envs=ReplayedEnvs(spec.make(num_envs), seeds.numpy(name), TRAINING_SEEDS),
@@ -174,6 +178,17 @@ def check_room(needed: Estimate, outputs: Path) -> None:
         raise UserError(
             f"the run needs about {human_bytes(needed.memory)} of memory and {human_bytes(available)} are "
             "available: lower algo.num_envs, algo.num_steps or the network's sizes"
+        )
+
+
+def _check_num_envs(num_envs: int, obs_space: Any) -> None:
+    """Raise UserError before so many environments are made that memory could not hold them."""
+    available = _available_bytes()
+    needed = num_envs * (BYTES_PER_ENV + int(np.prod(obs_space.shape or (1,))) * obs_space.dtype.itemsize * 3)
+    if available is not None and needed > available:
+        raise UserError(
+            f"algo.num_envs={num_envs} needs at least {human_bytes(needed)} of memory and {human_bytes(available)} "
+            "are available: lower it"
         )
 
 

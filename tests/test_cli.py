@@ -47,6 +47,10 @@ BAD_INPUT = {
     "network that does not fit": (["env=cartpole", "network=nature_cnn"], ["network=mlp"]),
     "no CUDA here": (["device=cuda"], ["device=cuda", "device=cpu"]),
     "duration": (["stop.after_time=soon"], ["stop.after_time=soon"]),
+    "too many environments": (
+        ["algo.num_envs=100_000_000", "algo.batch_size=250"],
+        ["algo.num_envs=100000000", "memory"],
+    ),
     "no room": (["algo.num_envs=8", "env=breakout", "algo.num_steps=10_000_000"], ["memory", "algo.num_steps"]),
 }
 
