@@ -1,6 +1,7 @@
 """From a validated configuration to objects. Nothing below this module sees a configuration."""
 
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from rlrun import record, schema
 from rlrun.algos.algorithm import Algorithm, Setup
@@ -46,15 +48,19 @@ class Agent:
     def normalizer(self) -> Normalizer:
         return self.algorithm.setup.normalizer
 
-    def evaluator(self, signals: Signals | None = None) -> Evaluator:
+    def close(self) -> None:
+        for collector in self.algorithm.setup.collectors:
+            collector.envs.close()
+
+    def evaluator(self, max_steps: int, signals: Signals | None = None) -> Evaluator:
         interrupted = (lambda: signals.received is not None) if signals else (lambda: False)
         normalizer = self.normalizer if self.spec.normalize_obs else None
-        return Evaluator(self.algorithm, self.spec, normalizer, self.device.torch, interrupted)
+        return Evaluator(self.algorithm, self.spec, normalizer, self.device.torch, max_steps, interrupted)
 
-    def protocol(self) -> dict[str, Any]:
-        """Return the stamp that stands beside every score."""
+    def protocol(self, checkpoint: str = "last") -> dict[str, Any]:
+        """Return the stamp that stands beside every score of the policy of a checkpoint."""
         greedy = getattr(self.algorithm, "eval_greedy", True)
-        return {**self.spec.protocol(), "policy": "last, " + ("greedy" if greedy else "sampled")}
+        return {**self.spec.protocol(), "policy": f"{checkpoint}, {'greedy' if greedy else 'sampled'}"}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the bits of a result besides the configuration."""
@@ -62,7 +68,7 @@ class Agent:
             **self.device.fingerprint(),
             "code": record.code()["sha256"][:12],
             "packages": record.packages(),
-            "python": record.platform.python_version(),
+            "python": platform.python_version(),
         }
 
 
@@ -77,10 +83,14 @@ def build_agent(config: dict[str, Any]) -> Agent:
     obs_space, action_space = probe.obs_space, probe.action_space
     probe.close()
 
+    if spec.normalize_obs and not (isinstance(obs_space, spaces.Box) and obs_space.dtype.kind == "f"):
+        raise UserError(f"env.normalize_obs=true is for vectors of real numbers, and env={spec.name} gives {obs_space}")
     algorithm_class = _locate(config["algo"]["_target_"])
     _check_action_space(algorithm_class, config["algo"]["_target_"], action_space, spec)
     # Rewards are scaled by the deviation of the return that the algorithm discounts.
-    normalizer = Normalizer(obs_space.shape or (), config["algo"].get("num_envs", 1), config["algo"].get("gamma", 1.0))
+    normalizer = Normalizer(
+        obs_space.shape or (), max(1, config["algo"].get("num_envs", 1)), config["algo"].get("gamma", 1.0)
+    )
     setup = Setup(
         obs_space=obs_space,
         action_space=action_space,
@@ -108,7 +118,7 @@ def build_agent(config: dict[str, Any]) -> Agent:
 
     try:
         algorithm = algorithm_class(setup=setup, **_arguments(config["algo"]))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"algo={config['algo']['_target_']} cannot be built on env={spec.name}: {error}") from error
     device.choose_threads(sum(p.numel() for m in algorithm.networks().values() for p in m.parameters()))
     return Agent(algorithm=algorithm, spec=spec, device=device, seeds=seeds)
@@ -124,7 +134,7 @@ def build_experiment(agent: Agent, config: dict[str, Any], folder: RunFolder, si
         normalizer=agent.normalizer,
         logger=Logger(folder.path, tensorboard=log.tensorboard),
         checkpoints=Checkpoints(folder.path, config["checkpoint"]["keep"]),
-        evaluator=agent.evaluator(signals),
+        evaluator=agent.evaluator(config["eval"]["max_steps"], signals),
         console=Console(title, config["total_steps"], enabled=log.console, log_file=folder.path / "run.log"),
         folder=folder,
         signals=signals,
@@ -164,13 +174,13 @@ def estimate(agent: Agent, config: dict[str, Any]) -> Estimate:
     return Estimate(checkpoint, disk, memory)
 
 
-def check_room(needed: Estimate, outputs: Path) -> None:
-    """Raise UserError if disk or memory cannot hold the run."""
-    existing = next(path for path in [outputs, *outputs.resolve().parents] if path.exists())
+def check_room(needed: Estimate, folder: Path) -> None:
+    """Raise UserError if the run folder's disk or memory cannot hold the run."""
+    existing = next(path for path in [folder, *folder.resolve().parents] if path.exists())
     free = shutil.disk_usage(existing).free
     if needed.disk > free:
         raise UserError(
-            f"outputs={outputs} has {human_bytes(free)} free and the run needs about {human_bytes(needed.disk)}: "
+            f"outputs: {folder} has {human_bytes(free)} free and the run needs about {human_bytes(needed.disk)}: "
             "make room, or choose another folder with outputs=..."
         )
     available = _available_bytes()

@@ -24,10 +24,6 @@ class CheckpointError(Exception):
     """A stored file that cannot be used, and why."""
 
 
-# What loading a state into objects of another shape or with other attributes raises.
-MISFIT = (KeyError, ValueError, RuntimeError, TypeError, AttributeError)
-
-
 def misfit(step: int, error: Exception) -> RunFailed:
     """Return the error for a checkpoint that is whole but was written by other code."""
     return RunFailed(
@@ -74,13 +70,23 @@ class Checkpoints:
         return self._read(f"best-{self.best_steps()[-1]}")
 
     def newest(self, report: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Return the newest usable state and its manifest; report and set aside those that are not."""
+        """Return the newest usable state and its manifest; report and set aside those that are not.
+
+        Raises RunFailed if there are checkpoints and none is usable: to begin again would delete the logs.
+        """
+        unusable: list[int] = []
         for step in reversed(self.steps()):
             try:
-                return self.load(step)
+                found = self.load(step)
             except CheckpointError as error:
                 report(f"checkpoint of step {step} skipped: {error}")
-                self._set_aside(f"step-{step}")
+                unusable.append(step)
+                continue
+            for bad in unusable:
+                self._set_aside(f"step-{bad}")
+            return found
+        if unusable:
+            raise RunFailed(f"{self.folder} holds no checkpoint that can be used; start anew with fresh=true")
         return None
 
     def discard_best_after(self, step: int) -> None:
@@ -116,7 +122,7 @@ class Checkpoints:
                 return self._read(name)
             raise CheckpointError(f"{name}.pt does not have the checksum that its manifest states")
         if manifest["schema"] != SCHEMA:
-            raise CheckpointError(
+            raise RunFailed(
                 f"{name}.pt has schema {manifest['schema']} and this rlrun reads {SCHEMA}: use the version "
                 "that wrote it (run.json names the commit)"
             )

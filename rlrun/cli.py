@@ -1,9 +1,11 @@
 """The command line: a verb, or Hydra's grammar. Imports nothing heavy until a run needs it."""
 
 import importlib
+import inspect
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ VERBS = {  # verb: module.function that takes the arguments after it and returns
     "ls": "rlrun.listing.ls",
     "list": "rlrun.listing.list_options",
     "bench": "rlrun.bench.bench",
+    "compare": "rlrun.analysis.compare.compare",
 }
 EXIT_BAD_INPUT = 2
 
@@ -41,15 +44,20 @@ def main() -> None:
 
 def dispatch(arguments: list[str]) -> int:
     """Run a verb, print help, or hand the line to Hydra; return the exit code."""
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+    asks_for_help = any(argument in ("--help", "-h") for argument in arguments)
+    first = arguments[0] if arguments else "help"
+    if first in VERBS:
+        module, _, name = VERBS[first].rpartition(".")
+        verb = getattr(importlib.import_module(module), name)
+        if asks_for_help:
+            print(inspect.getdoc(verb))
+            return 0
+        return int(verb(arguments[1:]))
+    if first == "help" or asks_for_help:
         from rlrun.help import page
 
         print(page())
         return 0
-    first = arguments[0]
-    if first in VERBS:
-        module, _, function = VERBS[first].rpartition(".")
-        return int(getattr(importlib.import_module(module), function)(arguments[1:]))
     if first == "--version":
         from rlrun import __version__
 
@@ -77,8 +85,22 @@ def run_hydra(arguments: list[str]) -> int:
         if codes[-1] > 128:  # interrupted: that ends a sweep, too
             sys.exit(codes[-1])
 
-    with_hydra(arguments, job)
-    return max(codes, default=0)
+    if not sweeps(arguments):
+        with_hydra(arguments, job)
+        return max(codes, default=0)
+
+    from rlrun import sweep
+
+    _remember_config_dir(arguments)
+    points = sweep.points(arguments)
+    worst = 0
+    with sweep.scratch_folder() as folder:
+        try:
+            with_hydra(arguments, job)
+        finally:  # after Ctrl-C and after a launcher's failure, too
+            if found := sweep.outcomes(folder):
+                worst = sweep.report(found, len(points))
+    return worst
 
 
 def with_hydra(arguments: list[str], job: Callable[[Any], None]) -> None:
@@ -90,13 +112,20 @@ def with_hydra(arguments: list[str], job: Callable[[Any], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
     _remember_config_dir(arguments)
     register_resolvers()
-    typed, sys.argv = sys.argv, [sys.argv[0], *arguments]  # where Hydra reads them
+    typed = sys.argv
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+        with tempfile.TemporaryDirectory(prefix="rlrun-") as scratch:  # Hydra notes a sweep's overrides there
+            sys.argv = [typed[0], *arguments, *([f"hydra.sweep.dir={scratch}"] if sweeps(arguments) else [])]
+            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, arguments) from error
     finally:
         sys.argv = typed
+
+
+def sweeps(arguments: list[str]) -> bool:
+    """Say whether a command line asks for several runs."""
+    return any(argument in ("-m", "--multirun") for argument in arguments)
 
 
 def launch_composed(config: Any) -> int:
@@ -106,11 +135,22 @@ def launch_composed(config: Any) -> int:
     from rlrun.compose import names_of, resolved
     from rlrun.config import validate
     from rlrun.launch import launch
+    from rlrun.sweep import FAILED, UNKNOWN, must_stop, note_outcome
 
+    if must_stop(config.on_error):
+        return 0
     hydra_config = HydraConfig.get()
-    plain = validate(resolved(config))
-    names = names_of(plain, hydra_config.overrides.task, hydra_config.runtime.choices)
-    return launch(plain, names)
+    choices, place = hydra_config.runtime.choices, UNKNOWN
+    try:
+        if choices["protocol"] != "none" and "frame_skip" not in config.env:
+            raise UserError(f"protocol={choices['protocol']} is for Atari games, and env={choices['env']} is none")
+        plain = validate(resolved(config))
+        names = names_of(plain, hydra_config.overrides.task, choices)
+        place = names.place
+        return launch(plain, names)
+    except (UserError, RunFailed) as error:
+        note_outcome(place, FAILED, EXIT_BAD_INPUT, str(error))
+        raise
 
 
 def _remember_config_dir(arguments: list[str]) -> None:
@@ -135,7 +175,7 @@ def _explain(error: Exception, arguments: list[str]) -> UserError:
         key, known = found[1].partition("@")[0], known_keys(arguments)
         if key.startswith("env.kwargs"):
             return UserError(f"{key}: what is new to env.kwargs is added with a plus sign, +env.kwargs.name=value")
-        return unknown_key(key, known)
+        return unknown_key(key, [*known, *GROUPS])
     if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
         group, name = found.groups()
         known = options(group)
@@ -146,4 +186,5 @@ def _explain(error: Exception, arguments: list[str]) -> UserError:
         return UserError(f"{found[1]} has no value: give {found[1]}=...")
     if "Multiple values for" in text or "Could not override" in text:
         return UserError(f"{text.splitlines()[0]}; groups are {', '.join(GROUPS)}")
-    return UserError(" ".join(line.strip() for line in text.splitlines() if line.strip()))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "hydra.cc" not in line]
+    return UserError(f"the command line cannot be read: {' '.join(lines)}")

@@ -9,7 +9,6 @@ import ast
 import importlib.util
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,6 @@ def register_resolvers() -> None:
     register("tuned_for", tuned_for)
     register("fraction", fraction)
     register("slug", slug)
-    register("scratch", tempfile.gettempdir)
 
 
 def fraction(total: Any, parts: int) -> int:
@@ -161,13 +159,17 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
 
 def seconds(duration: str | float | None) -> float | None:
     """Return the seconds of "90s", "30m", "2h" or a number. Raises UserError for anything else."""
-    if duration is None or isinstance(duration, float):
-        return duration
+    if duration is None:
+        return None
+    duration = str(duration)
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     try:
-        return float(duration[:-1]) * units[duration[-1]] if duration[-1:] in units else float(duration)
+        value = float(duration[:-1]) * units[duration[-1]] if duration[-1:] in units else float(duration)
     except ValueError:
-        raise UserError(f'stop.after_time={duration} is no duration: expected "90s", "30m", "2h" or seconds') from None
+        value = -1.0
+    if not value > 0:
+        raise UserError(f'stop.after_time={duration} is no duration: expected "90s", "30m", "2h" or seconds')
+    return value
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -227,6 +229,7 @@ def _check_ranges(config: dict[str, Any]) -> None:
         "eval.every",
         "eval.episodes",
         "eval.final_episodes",
+        "eval.max_steps",
         "checkpoint.every",
         "checkpoint.keep",
         "log.every",
@@ -238,6 +241,14 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if not 0 <= config["seed"] < 2**63:
         raise UserError(f"seed={config['seed']} is out of range: expected 0 to 2^63 - 1")
     seconds(config["stop"]["after_time"])
+    name = config["name"]
+    if name is not None and slug(name) != name:
+        raise UserError(
+            f"name={name} cannot name a folder: expected letters, digits and . _ - = + , as in {slug(name)}"
+        )
+    threads = values.get("device.threads")
+    if threads is not None and threads < 1:
+        raise UserError(f"device.threads={threads} is out of range: expected at least 1, or null to choose by itself")
     probability = values.get("env.repeat_action_probability", 0.0)
     if not 0 <= probability < 1:
         raise UserError(f"env.repeat_action_probability={probability} is out of range: expected [0, 1)")
@@ -311,7 +322,10 @@ def _coerce(key: str, value: Any, annotation: ast.expr) -> Any:
         fits, converted = _convert(value, alternative)
         if fits:
             return converted
-    expected = ast.unparse(annotation).replace("Literal", "one of ").replace("None", "null")
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        allowed = ast.literal_eval(annotation.slice)
+        raise UserError(f"{key}={_shown(value)} is not known: expected one of {', '.join(map(str, allowed))}")
+    expected = ast.unparse(annotation).replace("None", "null")
     raise UserError(f"{key}={_shown(value)} has the wrong type: expected {expected}")
 
 

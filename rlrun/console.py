@@ -51,7 +51,7 @@ class Console:
             self._show_live(step, shown)
         elif time.monotonic() - self._last_line >= PLAIN_EVERY or step >= self.total_steps:
             self._last_line = time.monotonic()
-            percent = 100 * step / self.total_steps
+            percent = min(100.0, 100 * step / self.total_steps)  # an iteration is finished, beyond total_steps
             self.notice(f"{self.name}  {percent:5.1f}%  " + "  ".join(shown.values()))
 
     def close(self) -> None:

@@ -43,11 +43,13 @@ class Device:
         """Set torch's process-wide switches."""
         # Networks are made on one thread, so that their first weights do not depend on the number.
         torch.set_num_threads(1)
-        if self.kind == "cuda" and self.deterministic:
+        # Set either way: in a sweep the run before this one may have had the other.
+        strict = self.kind == "cuda" and self.deterministic
+        if strict:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-            # Deterministic mode also fills every new tensor, which costs time and hides nothing here.
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(strict)
+        # Deterministic mode also fills every new tensor, which costs time and hides nothing here.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         _keep_freed_memory()
 
     def choose_threads(self, num_weights: int) -> None:

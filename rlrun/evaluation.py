@@ -47,7 +47,11 @@ class Evaluation:
 
 
 class Evaluator:
-    """Plays a policy on environments of its own. `normalizer` is None where observations stay raw."""
+    """Plays a policy on environments of its own. `normalizer` is None where observations stay raw.
+
+    An episode is cut after `max_steps` agent steps: some environments have no limit of their own, and a policy
+    that never ends an episode must not hang its run.
+    """
 
     def __init__(
         self,
@@ -55,10 +59,11 @@ class Evaluator:
         spec: EnvSpec,
         normalizer: Normalizer | None,
         device: torch.device,
+        max_steps: int,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.algorithm, self.spec, self.normalizer, self.device = algorithm, spec, normalizer, device
-        self.interrupted = interrupted
+        self.max_steps, self.interrupted = max_steps, interrupted
         self._envs: Envs | None = None
 
     def evaluate(self, seeds: list[int]) -> Evaluation | None:
@@ -99,7 +104,7 @@ class Evaluator:
             for b in np.flatnonzero(active):
                 result.returns[episode[b]] += float(transition.reward[b])
                 result.lengths[episode[b]] += 1
-                if transition.over[b]:
+                if transition.over[b] or result.lengths[episode[b]] >= self.max_steps:
                     following = next(waiting, None)
                     active[b] = begin[b] = following is not None
                     episode[b] = episode[b] if following is None else following

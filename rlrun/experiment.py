@@ -1,5 +1,6 @@
 """The one loop: it trains, logs, evaluates, checkpoints, and stops where it may be taken up again."""
 
+import io
 import math
 import time
 from dataclasses import dataclass
@@ -10,17 +11,17 @@ from torch import Tensor
 
 from rlrun import schema
 from rlrun.algos.algorithm import Algorithm, Metrics
-from rlrun.checkpoint import MISFIT, Checkpoints, misfit
+from rlrun.checkpoint import Checkpoints, misfit
 from rlrun.console import Console
 from rlrun.envs.normalizer import Normalizer
 from rlrun.errors import RunFailed
 from rlrun.evaluation import Evaluation, Evaluator
-from rlrun.files import human_seconds, write_json
-from rlrun.logger import Logger
+from rlrun.files import human_seconds, write_atomically, write_json
+from rlrun.logger import METRICS, Logger
 from rlrun.run_folder import RunFolder
 from rlrun.seeding import REPORT_SEEDS, SELECTION_SEEDS, GlobalGenerators, Seeds
 from rlrun.signals import Signals
-from rlrun.stateful import Stateful
+from rlrun.stateful import Stateful, StateMismatch
 
 FINISHED, INTERRUPTED, FAILED, RUNNING = "finished", "interrupted", "failed", "running"
 
@@ -110,6 +111,7 @@ class Experiment(Stateful):
 
     def save(self) -> None:
         step = self.algorithm.steps
+        self.check_weights()
         facts = {"fingerprint": self.fingerprint, "time": {"wall_seconds": self.clock.seconds()}}
         self.checkpoints.save(step, self.state_dict(), facts)
         self.folder.update_record(steps=step)
@@ -118,13 +120,15 @@ class Experiment(Stateful):
         """Take up the newest usable checkpoint; without one, begin at the beginning."""
         found = self.checkpoints.newest(self.console.notice)
         if found is None:
+            if self.folder.record()["steps"] or (self.folder.path / METRICS).stat().st_size:
+                self.console.notice("no checkpoint was written yet: beginning at step 0")
             self.logger.load_state_dict({})
             self.checkpoints.discard_best_after(0)
             return
         state, manifest = found
         try:
             self.load_state_dict(state)
-        except MISFIT as error:
+        except StateMismatch as error:
             raise misfit(manifest["step"], error) from error
         self.checkpoints.discard_best_after(manifest["step"])
         self.clock.earlier = manifest.get("time", {}).get("wall_seconds", 0.0)
@@ -181,12 +185,23 @@ class Experiment(Stateful):
             return
         path = self.folder.path / "not_finite.pt"
         batch = {name: t.cpu() for name, t in self.algorithm.batch.items() if isinstance(t, Tensor)}
-        torch.save({"step": self.algorithm.steps, "batch": batch}, path)
+        buffer = io.BytesIO()
+        torch.save({"step": self.algorithm.steps, "batch": batch}, buffer)
+        write_atomically(path, buffer.getvalue())
         raise RunFailed(
             f"train/loss={float(loss)} at step {self.algorithm.steps:,}: the run is halted, its last good "
             f"checkpoint is kept, and the batch is in {path}. This reproduces it:\n  rlrun resume "
             f"'{self.folder.path}'"
         )
+
+    def check_weights(self) -> None:
+        """Keep weights that are not finite from taking the place of good ones. Raises RunFailed."""
+        weights = [p for net in self.algorithm.networks().values() for p in net.parameters()]
+        if not all(bool(p.isfinite().all()) for p in weights):
+            raise RunFailed(
+                f"weights at step {self.algorithm.steps:,} are not finite: the run is halted and its last good "
+                f"checkpoint kept. This reproduces it:\n  rlrun resume '{self.folder.path}'"
+            )
 
     # --- Evaluation -------------------------------------------------------------------------------------
 
@@ -222,19 +237,20 @@ class Experiment(Stateful):
         if final is None:
             return INTERRUPTED
         steps, wall = self.algorithm.steps, self.clock.seconds()
+        early = self.stopped_early() if steps < self.total_steps else None
         write_json(
             self.folder.path / "result.json",
             {
                 **final.row(),
                 "steps": steps,
-                "stopped_early": self.stopped_early() if steps < self.total_steps else None,
+                "stopped_early": early,
                 "best_evaluation": self.best_return,
                 "protocol": self.protocol,
                 "time/wall_seconds": round(wall, 3),
                 "time/evaluation_seconds": round(time.monotonic() - started, 3),
             },
         )
-        self.console.notice(result_line(final, steps, wall))
+        self.console.notice(result_line(final, steps, wall) + (f", ended early by {early}" if early else ""))
         return FINISHED
 
 

@@ -15,8 +15,9 @@ Usage
   rlrun ls [outputs]              a table of runs
   rlrun list                      everything that can be chosen, with a line about each
   rlrun bench KEY=VALUE ...       steps per second of a configuration, and where they go
+  rlrun compare PATHS ...         which is better, how surely: by=algo,variant metric=final|best|auc out=report
 
-Choose
+Choose (algo=ppo env=cartpole, where nothing is said)
 {groups}
 
 Set

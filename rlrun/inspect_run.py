@@ -11,12 +11,13 @@ from gymnasium import spaces
 
 from rlrun.arguments import parse
 from rlrun.build import Agent, build_agent, load_policy
-from rlrun.checkpoint import MISFIT, CheckpointError, Checkpoints, misfit
+from rlrun.checkpoint import CheckpointError, Checkpoints, misfit
 from rlrun.data.collector import State, to_policy
 from rlrun.errors import UserError
 from rlrun.files import write_json
 from rlrun.run_folder import RunFolder
 from rlrun.seeding import REPORT_SEEDS, preserved_rng
+from rlrun.stateful import StateMismatch
 
 __all__ = ["LoadedRun", "evaluate", "load", "parse"]
 
@@ -39,12 +40,17 @@ class LoadedRun:
         Recurrent policies remember; `reset` begins a new episode. The global generators stay untouched.
         """
         space = self.agent.algorithm.setup.action_space
+        expected, given = self.agent.algorithm.setup.obs_space.shape or (), np.shape(obs)
+        if given != expected:
+            raise UserError(f"act takes one observation of shape {expected}, not {given}")
         normalizer = self.agent.normalizer if self.agent.spec.normalize_obs else None
         device = self.agent.device.torch
         self._draws += 1
         with torch.no_grad(), preserved_rng(self.agent.seeds.entropy(f"act {self._draws}") % 2**63):
             action, self._state = self.agent.algorithm.act(
-                to_policy(np.asarray(obs)[None], normalizer, device), self._state, torch.tensor([self._first])
+                to_policy(np.asarray(obs)[None], normalizer, device),
+                self._state,
+                torch.tensor([self._first], device=device),
             )
         self._first = False
         chosen = action[0].cpu().numpy()
@@ -65,10 +71,16 @@ def load(run: str | Path, checkpoint: str | int = "best") -> LoadedRun:
     folder = RunFolder.existing(run)
     config = folder.config()
     stored, manifest = _stored(folder, str(checkpoint))
-    agent = build_agent(config)
+    if config["device"]["kind"] == "cuda" and not torch.cuda.is_available():
+        print("the run was on cuda; there is none here, so its policy plays on the CPU", file=sys.stderr)
+        config["device"]["kind"] = "cpu"
+    threads = torch.get_num_threads()
+    with preserved_rng(0):  # the caller's generators and threads are the caller's
+        agent = build_agent(config)
+    torch.set_num_threads(threads)
     try:
         load_policy(agent, stored)
-    except MISFIT as error:
+    except StateMismatch as error:
         raise misfit(manifest["step"], error) from error
     return LoadedRun(path=folder.path, config=config, agent=agent, step=manifest["step"])
 
@@ -80,13 +92,13 @@ def evaluate(arguments: list[str]) -> int:
         raise UserError(f"episodes={options['episodes']} is out of range: expected at least 1")
     run = load(path, options["checkpoint"])
     seeds = run.agent.seeds.episodes(f"eval {options['seed']}", REPORT_SEEDS, options["episodes"])
-    result = run.agent.evaluator().evaluate(seeds)
+    result = run.agent.evaluator(run.config["eval"]["max_steps"]).evaluate(seeds)
     assert result is not None
     report = {
         **result.row(),
         "checkpoint": options["checkpoint"],
         "step": run.step,
-        "protocol": {**run.agent.protocol(), "checkpoint": options["checkpoint"]},
+        "protocol": run.agent.protocol(str(options["checkpoint"])),
     }
     target = run.path / "evaluations" / f"step-{run.step}-seed-{options['seed']}.json"
     target.parent.mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """One run, from its configuration to its exit code: new, continued, finished before, or refused."""
 
+import os
 import time
 import traceback
 from contextlib import suppress
@@ -12,11 +13,12 @@ from rlrun.config import differences, env_of_id, import_paths, is_learning_key, 
 from rlrun.errors import RunFailed, UserError
 from rlrun.files import DISK_FULL
 from rlrun.run_folder import RunFolder
+from rlrun.sweep import SKIPPED, Place, note_outcome
 
 if TYPE_CHECKING:
     from rlrun.build import Agent
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_BAD_INPUT = 0, 1, 2
+EXIT_FINISHED, EXIT_FAILED = 0, 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Names:
     seed: int
     tuned: str
 
+    @property
+    def place(self) -> Place:
+        return self.env, self.algo, self.variant, self.seed
+
     def folder(self, outputs: str) -> RunFolder:
         return RunFolder(Path(outputs) / self.env / self.algo / self.variant / f"seed={self.seed}")
 
@@ -36,12 +42,10 @@ class Names:
 def launch(config: dict[str, Any], names: Names) -> int:
     """Train the run that the configuration names, or go on with it; return the process's exit code."""
     folder = names.folder(config["outputs"])
-    if folder.exists() and config["fresh"]:
-        with folder.lock():
-            _say(f"the existing run is set aside in {_set_aside(folder, config['outputs'])}")
-    if folder.exists():
+    if folder.exists() and not config["fresh"]:
         _refuse_other_learning(folder, config)
         if folder.status() == "finished":
+            note_outcome(names.place, SKIPPED, EXIT_FINISHED)
             result = folder.result() or {}
             _say(
                 f"{folder.path} is finished: return {result.get('mean_return', float('nan')):.2f} after "
@@ -58,13 +62,18 @@ def train(folder: RunFolder, config: dict[str, Any], names: Names | None = None)
     if folder.path.exists() and folder.locked():
         with folder.lock():  # raises, and says who holds it, before seconds go into building
             pass
+    _check_writable(folder.path)
     from rlrun.build import build_agent, check_room, estimate
     from rlrun.signals import Signals
 
     with Signals() as signals:
         agent = build_agent(config)
         needed = estimate(agent, config)
-        check_room(needed, Path(config["outputs"]))
+        check_room(needed, folder.path)
+        if names is not None and folder.exists():  # fresh=true, and the new configuration has proved sound
+            with folder.lock():
+                _say(f"the existing run is set aside in {_set_aside(folder, config['outputs'])}")
+            _say("to go on with the new one after an interruption, leave fresh=true out")
         _make_folder(folder.path)
         with folder.lock():
             if names is not None:
@@ -81,7 +90,7 @@ def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any
     from rlrun.experiment import FAILED, FINISHED, INTERRUPTED
 
     experiment = build_experiment(agent, config, folder, signals)
-    status, code = FAILED, EXIT_FAILED
+    status, code, failure = FAILED, EXIT_FAILED, ""
     try:
         status = experiment.run()
         code = EXIT_FINISHED if status == FINISHED else 128 + signals.received
@@ -90,11 +99,13 @@ def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any
                 f"interrupted at step {agent.algorithm.steps:,}, saved; the same command goes on from there"
             )
     except RunFailed as error:
+        failure = str(error)
         experiment.console.close()
-        experiment.console.notice(f"error: {error}")
+        experiment.console.notice(f"error: {failure}")
     except Exception as error:
         experiment.console.close()
         full = isinstance(error, OSError) and error.errno in DISK_FULL
+        failure = f"{type(error).__name__}: {error}"
         what = (
             f"the disk of {folder.path} is full; make room and give the same command again"
             if full
@@ -103,11 +114,16 @@ def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any
         experiment.console.notice(f"error: {what}\n{traceback.format_exc()}")
     finally:
         experiment.console.close()
+        agent.close()  # the next run of a sweep shall not find threads of this one
+        experiment.evaluator.close()
         # On a full disk these fail as well, and what went wrong has been said.
         with suppress(OSError, RunFailed):
             experiment.logger.close()
         with suppress(OSError, RunFailed):
             folder.update_record(status=status, ended=record.now(), steps=agent.algorithm.steps)
+            stored = folder.record()
+            place = (stored["env"], stored["algo"], stored["variant"], stored["seed"])
+            note_outcome(place, status, code, failure)
     return code
 
 
@@ -155,6 +171,7 @@ def _continue(folder: RunFolder, config: dict[str, Any]) -> None:
         event["changed"] = {key: list(pair) for key, pair in changed.items()}
         for key, (old, new) in changed.items():
             _say(f"{key}: {old} -> {new}")
+    (folder.path / "result.json").unlink(missing_ok=True)  # there, if a finished run is extended
     folder.write_config(config)
     folder.write_record(
         {
@@ -175,6 +192,13 @@ def _refuse_other_learning(folder: RunFolder, config: dict[str, Any]) -> None:
             f"{folder.path} holds a run with another configuration:\n{lines}\n"
             "Give this one its own name=..., or set the stored one aside with fresh=true"
         )
+
+
+def _check_writable(path: Path) -> None:
+    """Raise UserError if the folder cannot be made, before seconds go into building."""
+    existing = next(p for p in [path, *path.resolve().parents] if p.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UserError(f"outputs: {existing} cannot be written to; choose another folder with outputs=...")
 
 
 def _make_folder(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,9 @@ def _options_table(group: str, detail: str, describe: Any) -> Table:
 
 
 def _first_comment(path: Path) -> str:
-    lines = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
-    return next((line for line in lines if not line.startswith("@package")), "")
+    """Return the comment at the top of a file, without Hydra's package line."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return " ".join(line.removeprefix("# ") for line in lines if "@package" not in line)
 
 
 def _action_spaces(path: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from rlrun.errors import RunFailed
 from rlrun.files import disk_full
 
 METRICS, EPISODES, EVALUATIONS = "metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"
@@ -63,7 +64,10 @@ class Logger:
         for name, file in self._files.items():
             length = state.get(name, 0)
             if os.fstat(file.fileno()).st_size < length:
-                raise ValueError(f"{name} is shorter than the checkpoint says ({length} bytes): it was changed")
+                raise RunFailed(
+                    f"{self._folder / name} is shorter than its checkpoint says ({length} bytes): it was changed. "
+                    "Put it back, or start anew with fresh=true"
+                )
             file.truncate(length)
             file.seek(0, os.SEEK_END)
         if self._tensorboard:

@@ -59,7 +59,8 @@ def command() -> str:
     """Return the command line of this process, as one would type it."""
     import shlex
 
-    return shlex.join(["rlrun", *sys.argv[1:]])
+    typed = [a for a in sys.argv[1:] if not a.startswith("hydra.sweep.dir=")]  # which rlrun itself adds
+    return shlex.join(["rlrun", *typed])
 
 
 def _git(*arguments: str) -> str | None:

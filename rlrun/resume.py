@@ -17,7 +17,7 @@ def resume(arguments: list[str]) -> int:
     stored = folder.config()
     config = validate(_overridden(stored, key_values(rest)))
     _refuse(folder, stored, config)
-    if folder.status() == "finished" and not _reopen(folder, stored, config):
+    if folder.status() == "finished" and not _has_more_to_do(folder, stored, config):
         print(f"{folder.path} is finished; a larger total_steps=... extends it", file=sys.stderr)
         return EXIT_FINISHED
     return train(folder, config)
@@ -52,25 +52,29 @@ def _refuse(folder: RunFolder, stored: dict[str, Any], config: dict[str, Any]) -
             f"{key}={new} cannot be changed on a stored run, which has {old}: half of it would have been learned "
             f"with one value and half with the other. Start another run with {key}={new}"
         )
-    done = folder.record()["steps"]
-    if config["total_steps"] < done:
-        raise UserError(f"total_steps={config['total_steps']} is less than the {done} steps that are done")
+    if config["fresh"] and not stored["fresh"]:
+        raise UserError("fresh=true starts anew, and resume goes on: give the run's own command with fresh=true")
     if "total_steps" in changed:
+        if config["total_steps"] < stored["total_steps"]:
+            raise UserError(
+                f"total_steps={config['total_steps']} is less than the run's {stored['total_steps']}: it can only be "
+                "extended; stop.after_time=... or Ctrl-C end it early"
+            )
         print(
-            f"total_steps: {stored['total_steps']} -> {config['total_steps']}. The result is not that of a fresh run "
-            "of this length: what follows the run's progress (learning rates) has taken another course",
+            "a longer total_steps: the result is not that of a fresh run of this length, because what follows "
+            "the run's progress (learning rates) has taken another course",
             file=sys.stderr,
         )
 
 
-def _reopen(folder: RunFolder, stored: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Make a finished run unfinished if the change gives it more to do; say whether it did."""
-    result = folder.result() or {}
-    longer = config["total_steps"] > stored["total_steps"]
-    freed = result.get("stopped_early") is not None and config["stop"] != stored["stop"]
-    if not longer and not freed:
+def _has_more_to_do(folder: RunFolder, stored: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Say whether a change gives a finished run more to do."""
+    stopped_early = (folder.result() or {}).get("stopped_early")
+    if stopped_early is None:
+        return config["total_steps"] > stored["total_steps"]
+    if config["stop"] == stored["stop"]:
+        print(f"{stopped_early} ended this run; {stopped_early}=null lets it go on", file=sys.stderr)
         return False
-    (folder.path / "result.json").unlink(missing_ok=True)
     return True
 
 

@@ -1,6 +1,7 @@
 """The keys of conf/config.yaml that are not in a group, with their types. The values are in the YAML."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass
@@ -8,6 +9,7 @@ class Eval:
     every: int  # steps between evaluations
     episodes: int  # episodes of each
     final_episodes: int  # episodes of the one that is reported
+    max_steps: int  # agent steps after which an episode of an evaluation is cut
 
 
 @dataclass
@@ -36,11 +38,12 @@ class Run:
     name: str | None  # the folder instead of the slug of what was changed
     outputs: str  # the folder that holds all runs
     fresh: bool  # set an existing run aside and start anew
+    on_error: Literal["continue", "stop"]  # what a sweep does after a job has failed
 
 
 # Each group of keys and the class that names its fields.
 SECTIONS = {"eval": Eval, "checkpoint": Checkpoint, "log": Log, "stop": Stop}
 # Keys that say how to watch a run or where it runs, not what is learned: a stored run takes other values.
-WATCHING = ("eval", "checkpoint", "log", "stop", "name", "outputs", "fresh", "device")
+WATCHING = ("eval", "checkpoint", "log", "stop", "name", "outputs", "fresh", "on_error", "device")
 # Of those, what does change the numbers that are computed.
 LEARNING_EXCEPTIONS = ("device.precision",)

@@ -27,6 +27,10 @@ _seen: ContextVar[dict[int, object] | None] = ContextVar("_seen", default=None)
 ARRAY = "__ndarray__"
 
 
+class StateMismatch(Exception):
+    """A stored state that does not fit the object: it has other attributes, or tensors of another shape."""
+
+
 class Stateful:
     """Give a class `state_dict` and `load_state_dict` over all of its attributes.
 
@@ -44,11 +48,11 @@ class Stateful:
             return {name: _capture(getattr(self, name), _label(self, name)) for name in self._state_names()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned. Raises KeyError where the two sets of names differ."""
+        """Put back what `state_dict` returned. Raises StateMismatch where the two differ."""
         names = set(self._state_names())
         if names != state.keys():
             missing, extra = sorted(names - state.keys()), sorted(state.keys() - names)
-            raise KeyError(f"{type(self).__name__}: the stored state lacks {missing} and has unknown {extra}")
+            raise StateMismatch(f"{type(self).__name__}: the stored state lacks {missing} and has unknown {extra}")
         with _one_walk():
             for name, saved in state.items():
                 current = getattr(self, name)
@@ -103,7 +107,8 @@ def _capture(value: Any, label: str) -> Any:
     if isinstance(value, random.Random):
         return value.getstate()
     if isinstance(value, torch.Generator):
-        return value.get_state()
+        # A CPU's generator and a GPU's have states of different kinds.
+        return {"device": value.device.type, "state": value.get_state()}
     if isinstance(value, list | tuple | deque):
         items = [_capture(item, f"{label}[{i}]") for i, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
@@ -127,11 +132,13 @@ def _restore(current: Any, saved: Any, label: str) -> Any:
         version, internal, gauss = saved
         current.setstate((version, tuple(internal), gauss))
     elif isinstance(current, torch.Generator):
-        current.set_state(saved.cpu())
+        # On another kind of device the fresh generator stays; the run says what it drops (Experiment).
+        if saved["device"] == current.device.type:
+            current.set_state(saved["state"].cpu())
     elif isinstance(current, Tensor) and isinstance(saved, Tensor):
         if current.shape != saved.shape or current.dtype != saved.dtype:
             if isinstance(current, nn.Parameter):
-                raise ValueError(f"{label}: stored {tuple(saved.shape)}, expected {tuple(current.shape)}")
+                raise StateMismatch(f"{label}: stored {tuple(saved.shape)}, expected {tuple(current.shape)}")
             return saved.to(current.device)
         with torch.no_grad():
             current.copy_(saved)
@@ -147,10 +154,20 @@ def _restore(current: Any, saved: Any, label: str) -> Any:
         return {k: _restore(current[k], s, f"{label}[{k!r}]") if k in current else _plain(s) for k, s in saved.items()}
     elif hasattr(current, "load_state_dict"):
         if _first_meeting(current):
-            current.load_state_dict(saved)
+            _load(current, saved, label)
     else:
         return _plain(saved)
     return current
+
+
+def _load(current: Any, saved: Any, label: str) -> None:
+    if not isinstance(current, nn.Module | torch.optim.Optimizer):
+        current.load_state_dict(saved)
+        return
+    try:
+        current.load_state_dict(saved)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise StateMismatch(f"{label}: {error}") from error
 
 
 def _tensor(value: np.ndarray, label: str) -> Tensor:

@@ -179,9 +179,11 @@ def test_when_every_checkpoint_is_damaged_each_is_reported_and_none_is_used(chec
     save(checkpoints, 10, 20)
     for step in (10, 20):
         truncate(checkpoints.folder / f"step-{step}.pt")
-    step, reports = newest(checkpoints)
-    assert step is None
+    reports: list[str] = []
+    with pytest.raises(RunFailed, match="no checkpoint that can be used"):
+        checkpoints.newest(reports.append)
     assert ["10" in reports[1], "20" in reports[0]] == [True, True]
+    assert checkpoints.steps() == [10, 20]  # and nothing is thrown away
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_reported_once(checkpoints: Checkpoints) -> None:
@@ -199,7 +201,7 @@ def test_another_schema_is_refused_by_name(checkpoints: Checkpoints) -> None:
     save(checkpoints, 10)
     content = (checkpoints.folder / "step-10.pt").read_bytes()
     forge(checkpoints, "step-10", content, schema=999)
-    with pytest.raises(CheckpointError, match="schema 999"):
+    with pytest.raises(RunFailed, match="schema 999"):
         checkpoints.load(10)
 
 

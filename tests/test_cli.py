@@ -51,6 +51,15 @@ BAD_INPUT = {
         ["algo.num_envs=100_000_000", "algo.batch_size=250"],
         ["algo.num_envs=100000000", "memory"],
     ),
+    "empty sweep": (["-m", "seed=range(0)"], ["no points"]),
+    "one point twice": (["-m", "seed=1,1"], ["seed=1", "twice"]),
+    "one name for a sweep": (["-m", "name=x", "algo.gamma=0.9,0.8"], ["name=", "algo.gamma"]),
+    "protocol without a game": (["env=cartpole", "protocol=machado"], ["protocol=machado", "Atari"]),
+    "name that is no folder": (["name=a/b"], ["name=a/b", "a-b"]),
+    "layer of no width": (["network.hidden=[64,-1]"], ["network.hidden=[64, -1]"]),
+    "no picture": (["env=breakout", "env.image_size=0"], ["env.image_size=0"]),
+    "no frames": (["env=breakout", "env.frame_skip=0"], ["env.frame_skip=0"]),
+    "no environments": (["algo.num_envs=-1"], ["algo.num_envs=-1"]),
     "no room": (["algo.num_envs=8", "env=breakout", "algo.num_steps=10_000_000"], ["memory", "algo.num_steps"]),
 }
 
@@ -232,6 +241,24 @@ def test_resume_refuses_what_would_make_two_runs_out_of_one(tmp_path: Path) -> N
     assert json.loads((tmp_path / DEFAULT / "run.json").read_text())["status"] == "finished"
 
 
+def test_resume_goes_on_with_a_run_whose_last_iteration_went_beyond_total_steps(tmp_path: Path) -> None:
+    assert rlrun(SHORT, tmp_path).returncode == 0  # 1,024 steps for total_steps=1000
+    done = rlrun(["resume", str(DEFAULT)], tmp_path)
+    assert done.returncode == 0
+    assert "is finished" in done.stderr
+
+
+def test_a_refused_command_costs_a_stored_run_nothing(tmp_path: Path) -> None:
+    assert rlrun([*SHORT, "name=mine"], tmp_path).returncode == 0
+    run = the_run(tmp_path)
+    result = (run / "result.json").read_text()
+    assert rlrun(["resume", str(run), "total_steps=2000", "algo.batch_size=7"], tmp_path).returncode == 2
+    assert rlrun([*SHORT, "name=mine", "fresh=true", "algo.gamma=1.5"], tmp_path).returncode == 2
+    assert rlrun(["resume", str(run), "fresh=true"], tmp_path).returncode == 2
+    assert (run / "result.json").read_text() == result
+    assert not (tmp_path / "outputs" / ".aside").exists()
+
+
 def test_stop_at_return_ends_early_and_resume_can_lift_it(tmp_path: Path) -> None:
     arguments = [*SHORT, "total_steps=3000", "eval.every=500", "stop.at_return=5", "name=early"]
     assert rlrun(arguments, tmp_path).returncode == 0
@@ -299,8 +326,15 @@ def test_a_sweep_runs_all_points_and_one_bad_point_does_not_stop_it(tmp_path: Pa
     done = rlrun(["-m", *SHORT, "algo.gamma=0.9,2,0.95"], tmp_path)
     assert done.returncode == 2
     assert "algo.gamma=2" in done.stderr
+    assert "2 of 3 points finished" in done.stderr
     assert len(list(tmp_path.rglob("result.json"))) == 2
     assert not list(tmp_path.rglob("multirun.yaml"))
+    again = rlrun(["-m", *SHORT, "algo.gamma=0.9,0.95"], tmp_path)
+    assert again.returncode == 0
+    assert "2 of 2 points finished" in again.stderr
+    stopped = rlrun(["-m", *SHORT, "algo.gamma=3,0.97", "on_error=stop"], tmp_path)
+    assert stopped.returncode == 2
+    assert "1 not run" in stopped.stderr
 
 
 def test_runs_of_one_sweep_match_runs_of_their_own_process(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Player:
 
 
 def evaluator(spec: Gym, player: Any, normalizer: Normalizer | None = None, **options: Any) -> Evaluator:
-    return Evaluator(player, spec, normalizer, CPU, **options)
+    return Evaluator(player, spec, normalizer, CPU, **{"max_steps": 1000, **options})
 
 
 @pytest.mark.parametrize("episodes", [1, 3, MAX_PARALLEL, 37])
@@ -149,6 +149,12 @@ def test_the_normaliser_is_applied_and_frozen(countdown: Gym) -> None:
     assert seen.abs().max() <= 10
 
 
+def test_an_episode_that_never_ends_is_cut(countdown: Gym) -> None:
+    result = evaluator(countdown, Player(), max_steps=1).evaluate([3, 4, 5])
+    assert result is not None
+    assert result.lengths == [1, 1, 1]
+
+
 def test_the_mean_and_deviation_are_over_the_episodes() -> None:
     evaluation = Evaluation(seeds=[1, 2], returns=[1.0, 3.0], lengths=[10, 20])
     assert (evaluation.mean_return, evaluation.std_return, evaluation.mean_length) == (2.0, 1.0, 15.0)
@@ -184,7 +190,7 @@ def test_evaluation_leaves_training_and_the_global_generators_untouched(
             if evaluate:
                 before = flat([agent.algorithm.state_dict(), GlobalGenerators().state_dict()])
                 seeds = agent.seeds.episodes("evaluation", SELECTION_SEEDS, 4)
-                assert agent.evaluator().evaluate(seeds) is not None
+                assert agent.evaluator(1000).evaluate(seeds) is not None
                 assert flat([agent.algorithm.state_dict(), GlobalGenerators().state_dict()]) == before
         states.append(flat([agent.algorithm.state_dict(), GlobalGenerators().state_dict()]))
     assert states[0] == states[1]

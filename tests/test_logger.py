@@ -139,7 +139,7 @@ def test_a_log_that_was_shortened_from_outside_is_refused_by_name(logger: Logger
     write(logger, 10, 20)
     state = logger.state_dict()
     (tmp_path / METRICS).write_bytes(b"")
-    with pytest.raises(ValueError, match=METRICS):
+    with pytest.raises(RunFailed, match=METRICS):
         logger.load_state_dict(state)
 
 

@@ -81,7 +81,7 @@ class A2C(Algorithm):
             policy, value = self.net(batch["obs"].flatten(0, 1))
         log_prob = policy.log_prob(batch["action"].flatten(0, 1))
         policy_loss = -(log_prob * advantage.flatten()).mean()
-        value_loss = 0.5 * (target.flatten() - value).square().mean()
+        value_loss = (target.flatten() - value).square().mean()
         entropy = policy.entropy().mean()
         loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
 

@@ -32,6 +32,12 @@ class Atari(EnvSpec):
     max_frames: int  # frames after which an episode is cut
     full_action_space: bool  # all 18 actions instead of the game's own
 
+    def __post_init__(self) -> None:
+        at_least = {"frame_skip": 1, "frame_stack": 1, "image_size": 8, "noop_max": 0, "max_frames": 1}
+        for key, low in at_least.items():
+            if getattr(self, key) < low:
+                raise UserError(f"env.{key}={getattr(self, key)} is out of range: expected at least {low}")
+
     def make(self, num_envs: int, *, render: bool = False) -> Envs:
         return AtariEnvs(self, num_envs, render=render)
 

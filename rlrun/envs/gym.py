@@ -25,6 +25,10 @@ class Gym(EnvSpec):
     module: str | None
     max_episode_steps: int | None  # agent steps; null leaves the environment's own limit
 
+    def __post_init__(self) -> None:
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise UserError(f"env.max_episode_steps={self.max_episode_steps} is out of range: expected at least 1")
+
     def make(self, num_envs: int, *, render: bool = False) -> Envs:
         self._register()
         return GymEnvs(self, num_envs, render=render)
@@ -38,10 +42,12 @@ class Gym(EnvSpec):
             env = gymnasium.make(self.id, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **options)
         except gymnasium.error.DependencyNotInstalled as error:
             extra = next((e for key, e in EXTRAS.items() if key in str(error).lower()), None)
-            remedy = f"pip install 'rlrun[{extra}]'" if extra else str(error)
+            remedy = f"pip install 'rlrun[{extra}]', in a clone sh scripts/setup.sh {extra}" if extra else str(error)
             raise UserError(f"env.id={self.id} needs a package that is not installed; remedy: {remedy}") from error
-        except (TypeError, gymnasium.error.Error) as error:
-            raise UserError(f"env.id={self.id} with env.kwargs={self.kwargs} cannot be made: {error}") from error
+        except Exception as error:  # whatever the environment's constructor makes of its arguments
+            raise UserError(
+                f"env.id={self.id} with env.kwargs={self.kwargs} cannot be made: {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(env.observation_space, spaces.Box | spaces.Discrete):
             env = FlattenObservation(env)
         return env
@@ -117,4 +123,4 @@ class GymEnvs:
             return np.clip(action.reshape(self.num_envs, *space.shape), space.low, space.high)
         if isinstance(space, spaces.Discrete):
             return (action + space.start).tolist()
-        return action
+        return action + space.start if isinstance(space, spaces.MultiDiscrete) else action

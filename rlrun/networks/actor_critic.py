@@ -38,6 +38,9 @@ class ActorCritic(nn.Module):
         return self.policy_head(self.policy_torso(obs))
 
     def value(self, obs: Tensor) -> Tensor:
+        """obs: [B, *obs] -> V [B]. B may be 0: most rollouts cut no episode short."""
+        if len(obs) == 0:
+            return torch.empty(0, device=obs.device)
         return self.value_head(self.value_torso(obs)).squeeze(-1).float()
 
     def act(self, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

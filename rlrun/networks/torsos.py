@@ -42,6 +42,7 @@ class MLP(Torso):
     """Fully connected layers. A discrete observation enters as a one-hot vector, any other flattened."""
 
     def __init__(self, obs_space: spaces.Space, hidden: list[int], activation: Activation) -> None:
+        _check_sizes("hidden", hidden)
         widths = [spaces.flatdim(obs_space), *hidden]
         layers: list[nn.Module] = [_entry(obs_space)]
         for fan_in, fan_out in pairwise(widths):
@@ -62,6 +63,8 @@ class NatureCNN(Torso):
         hidden: int,
         activation: Activation,
     ) -> None:
+        for key, sizes in (("channels", channels), ("kernels", kernels), ("strides", strides), ("hidden", [hidden])):
+            _check_sizes(key, sizes)
         image = Image(obs_space)
         layers: list[nn.Module] = [image]
         fan_in = image.channels
@@ -77,6 +80,8 @@ class ImpalaCNN(Torso):
     """The deep residual network of Espeholt et al. (2018), "IMPALA", arXiv:1802.01561, Fig. 3 (right)."""
 
     def __init__(self, obs_space: spaces.Space, channels: list[int], hidden: int, activation: Activation) -> None:
+        _check_sizes("channels", channels)
+        _check_sizes("hidden", [hidden])
         image = Image(obs_space)
         layers: list[nn.Module] = [image]
         fan_in = image.channels
@@ -150,6 +155,11 @@ class Flat(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         obs = obs.flatten(1).float()
         return obs if self.scale == 1.0 else obs * self.scale
+
+
+def _check_sizes(key: str, sizes: list[int]) -> None:
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"network.{key}={sizes} is out of range: expected sizes of at least 1")
 
 
 def _entry(obs_space: spaces.Space) -> nn.Module:

@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_the_papers_algorithm(overrides: tuple[str, ...]
     if twin.normalize_advantage:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
     objective = policy.log_prob(batch["action"].flatten(0, 1)) * advantage + twin.entropy_coef * policy.entropy()
-    loss = -objective.mean() + twin.value_coef * 0.5 * (returns.flatten() - value).square().mean()
+    loss = -objective.mean() + twin.value_coef * (returns.flatten() - value).square().mean()
     loss.backward()
     expected = torch.cat([p.grad.flatten() for p in twin.net.parameters() if p.grad is not None])
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)

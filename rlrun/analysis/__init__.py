@@ -1,0 +1,1 @@
+"""Results on disk -> statistics, tables, figures, a report. Imports no torch."""
