@@ -8,7 +8,7 @@ from rlrun.analysis.runs import Run
 from rlrun.errors import UserError
 
 BUDGET = ("stop.at_return", "stop.after_time")  # they end a run before total_steps
-EXAM = ("eval.episodes", "eval.final_episodes")
+EXAM = ("eval.episodes", "eval.final_episodes", "eval.max_steps")
 PER_ALGO = "protocol.policy"  # greedy or sampled is part of a method: it may differ between algorithms only
 MOST_EXAMPLES = 3
 
@@ -57,13 +57,18 @@ def _values(members: Iterable[Run], algo: str) -> set[str]:
 
 
 def _differing(members: Sequence[Run], metric: str) -> dict[str, dict[str, list[Run]]]:
-    """Return {key: {value: runs}} of the keys that have several values; a missing key is one more value."""
+    """Return {key: {value: runs}} of the keys that have several values.
+
+    A key that one stamp lacks is a difference: the stamps are of different kinds. One that a configuration
+    lacks is not: the run is older than the key.
+    """
     stamps = [facts(run, metric) for run in members]
     found = {}
     for key in sorted({key for stamp in stamps for key in stamp}):
         values: dict[str, list[Run]] = defaultdict(list)
         for run, stamp in zip(members, stamps, strict=True):
-            values[str(stamp.get(key, "not recorded"))].append(run)
+            if key in stamp or key.startswith("protocol."):
+                values[str(stamp.get(key, "not recorded"))].append(run)
         if len(values) > 1:
             found[key] = dict(values)
     return found

@@ -57,8 +57,11 @@ class Run:
         return float(self.clock[-1, 1]) if len(self.clock) else None
 
     def seconds_at(self, steps: np.ndarray) -> np.ndarray | None:
-        """Return the seconds at the given steps, between the logged ones by interpolation."""
-        return np.interp(steps, self.clock[:, 0], self.clock[:, 1]) if len(self.clock) else None
+        """Return the seconds at the given steps, between step 0 and the logged ones by interpolation."""
+        if not len(self.clock):
+            return None
+        clock = np.concatenate([np.zeros((1, 2)), self.clock])
+        return np.interp(steps, clock[:, 0], clock[:, 1])
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:

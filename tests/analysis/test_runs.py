@@ -24,7 +24,7 @@ def test_a_run_folder_becomes_a_record(tmp_path: Path) -> None:
     assert run.curve.tolist() == [[500.0, 1.0], [1000.0, 2.5]]
     assert run.config["algo.learning_rate"] == 0.001
     assert run.wall_seconds == 2000.0
-    assert run.seconds_at(np.array([500.0])) == pytest.approx([1000.0])
+    assert run.seconds_at(np.array([10.0, 500.0])) == pytest.approx([20.0, 1000.0])  # the first row is at step 50
 
 
 def test_an_unfinished_run_keeps_what_it_has(tmp_path: Path) -> None:
