@@ -1,12 +1,10 @@
 """The composed configuration: where its files are, and whether every key in it means something.
 
 Hydra accepts any key that a `+` precedes and any type; here each key must be a field of what its group
-builds, with a value of the field's type. Fields are read from the source with `ast`, so that a typo is
-answered before anything heavy is imported.
+builds, with a value of the field's type.
 """
 
 import ast
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,9 +15,9 @@ import yaml
 
 from rlrun import schema
 from rlrun.errors import UserError, nearest
+from rlrun.fields import coerce, fields_of
 
 GROUPS = ("algo", "env", "network", "device")  # groups whose _target_ is built
-NOT_CONFIGURED = ("self", "setup", "obs_space")  # what the program itself passes
 
 # What people type who come from another library.
 ALIASES = {
@@ -143,16 +141,16 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
     for group in GROUPS:
         if not isinstance(config.get(group), dict) or "_target_" not in config[group]:
             raise UserError(f"{group} names nothing to build: choose one of {', '.join(options(group))}")
-    known = _fields(schema.__name__, "Run")
+    known = fields_of(schema.__name__, "Run")
     top = {k: v for k, v in config.items() if k not in schema.SECTIONS and k not in GROUPS}
     checked = _check("", top, known, "rlrun", extra_known=[*schema.SECTIONS, *GROUPS])
     for section, cls in schema.SECTIONS.items():
-        checked[section] = _check(section, config[section], _fields(schema.__name__, cls.__name__), section)
+        checked[section] = _check(section, config[section], fields_of(schema.__name__, cls.__name__), section)
     for group in GROUPS:
         target = config[group]["_target_"]
         module, _, name = target.rpartition(".")
         values = {k: v for k, v in config[group].items() if k != "_target_"}
-        checked[group] = {"_target_": target, **_check(group, values, _fields(module, name, group), target)}
+        checked[group] = {"_target_": target, **_check(group, values, fields_of(module, name, group), target)}
     _check_ranges(checked)
     return checked
 
@@ -216,7 +214,7 @@ def _check(
     for key, value in values.items():
         if key not in fields:
             raise unknown_key(prefix + key, [*(prefix + f for f in fields), *extra_known])
-        checked[key] = _coerce(prefix + key, value, fields[key])
+        checked[key] = coerce(prefix + key, value, fields[key])
     missing = [key for key in fields if key not in values]
     if missing:
         raise UserError(f"{prefix}{missing[0]} is missing: {reader} needs it, and no configuration sets it")
@@ -252,123 +250,3 @@ def _check_ranges(config: dict[str, Any]) -> None:
     probability = values.get("env.repeat_action_probability", 0.0)
     if not 0 <= probability < 1:
         raise UserError(f"env.repeat_action_probability={probability} is out of range: expected [0, 1)")
-
-
-# --- Fields, read from source ---------------------------------------------------------------------------
-
-
-def _fields(module: str, name: str, group: str | None = None) -> dict[str, ast.expr]:
-    """Return {field: annotation} of a class: a dataclass's fields, or what __init__ or a function takes."""
-    key = f"{group}._target_={module}.{name}" if group else f"{module}.{name}"
-    tree = _source(module, key)
-    node = next((n for n in tree.body if getattr(n, "name", None) == name), None)
-    if isinstance(node, ast.FunctionDef):
-        return _parameters(node, tree)
-    if not isinstance(node, ast.ClassDef):
-        raise UserError(f"{key} names nothing: {module} has no class or function {name}")
-    init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
-    if init is not None:
-        return _parameters(init, tree)
-    fields: dict[str, ast.expr] = {}
-    for base in node.bases:
-        if isinstance(base, ast.Name):
-            fields |= _base_fields(base.id, module, tree)
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
-            fields[ast.unparse(item.target)] = _resolve_alias(item.annotation, tree)
-    return {k: v for k, v in fields.items() if k not in NOT_CONFIGURED}
-
-
-def _base_fields(base: str, module: str, tree: ast.Module) -> dict[str, ast.expr]:
-    if any(isinstance(n, ast.ClassDef) and n.name == base for n in tree.body):
-        return _fields(module, base)
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module and any(a.name == base for a in node.names):
-            if node.module in ("abc", "typing", "torch", "torch.nn"):
-                return {}
-            return _fields(node.module, base)
-    return {}
-
-
-def _parameters(function: ast.FunctionDef, tree: ast.Module) -> dict[str, ast.expr]:
-    arguments = [*function.args.args, *function.args.kwonlyargs]
-    anything = ast.Name("Any")
-    return {a.arg: _resolve_alias(a.annotation or anything, tree) for a in arguments if a.arg not in NOT_CONFIGURED}
-
-
-def _resolve_alias(annotation: ast.expr, tree: ast.Module) -> ast.expr:
-    """Replace a name that the module assigns (Activation = Literal[...]) by what it stands for."""
-    if isinstance(annotation, ast.Name):
-        for node in tree.body:
-            if isinstance(node, ast.Assign) and any(
-                isinstance(t, ast.Name) and t.id == annotation.id for t in node.targets
-            ):
-                return node.value
-    return annotation
-
-
-def _source(module: str, key: str) -> ast.Module:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{key} cannot be found: {error}") from error
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise UserError(f"{key} cannot be found: no module {module} is installed or on PYTHONPATH")
-    return ast.parse(Path(spec.origin).read_text())
-
-
-def _coerce(key: str, value: Any, annotation: ast.expr) -> Any:
-    for alternative in _alternatives(annotation):
-        fits, converted = _convert(value, alternative)
-        if fits:
-            return converted
-    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
-        allowed = ast.literal_eval(annotation.slice)
-        raise UserError(f"{key}={_shown(value)} is not known: expected one of {', '.join(map(str, allowed))}")
-    expected = ast.unparse(annotation).replace("None", "null")
-    raise UserError(f"{key}={_shown(value)} has the wrong type: expected {expected}")
-
-
-def _alternatives(annotation: ast.expr) -> list[ast.expr]:
-    if isinstance(annotation, ast.BinOp):
-        return [*_alternatives(annotation.left), *_alternatives(annotation.right)]
-    return [annotation]
-
-
-def _convert(value: Any, kind: ast.expr) -> tuple[bool, Any]:
-    if isinstance(kind, ast.Constant) and kind.value is None:
-        return value is None, None
-    if isinstance(kind, ast.Subscript):
-        return _convert_subscript(value, kind)
-    name = ast.unparse(kind)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if name == "bool":
-        return isinstance(value, bool), value
-    if name == "int":
-        whole = number and float(value).is_integer()
-        return whole, int(value) if whole else value
-    if name == "float":
-        return number, float(value) if number else value
-    if name == "str":
-        # A name such as 2026 arrives as a number.
-        return isinstance(value, str) or number, str(value)
-    return True, value
-
-
-def _convert_subscript(value: Any, kind: ast.Subscript) -> tuple[bool, Any]:
-    name = ast.unparse(kind.value)
-    if name == "Literal":
-        allowed = ast.literal_eval(kind.slice)
-        return value in (allowed if isinstance(allowed, tuple) else (allowed,)), value
-    if name == "list":
-        if not isinstance(value, list):
-            return False, value
-        items = [_convert(item, kind.slice) for item in value]
-        return all(fits for fits, _ in items), [converted for _, converted in items]
-    if name == "dict":
-        return isinstance(value, dict), value
-    return True, value
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)

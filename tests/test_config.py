@@ -17,6 +17,7 @@ from rlrun import cli, config
 from rlrun.compose import known_keys, names_of, resolved
 from rlrun.config import ALIASES, differences, flatten, is_learning_key, options, slug, tuned_for, unknown_key
 from rlrun.errors import UserError, nearest
+from rlrun.fields import fields_of
 
 Compose = Callable[..., dict[str, Any]]
 # What a family of environments leaves open.
@@ -360,7 +361,7 @@ def test_fields_are_read_through_base_classes_and_without_importing(tmp_path: Pa
         "class Further(PPO):\n    tau: float\n    action_spaces: ClassVar[tuple] = ()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    found = config._fields("their_algorithm", "Further")
+    found = fields_of("their_algorithm", "Further")
     assert "setup" not in found
     assert list(found)[-1] == "tau"
     assert ast.unparse(found["gamma"]) == "float"
