@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, set_learning_rate
 from rlrun.data.collector import Batch, State
+from rlrun.errors import UserError
 from rlrun.math.returns import explained_variance, gae, next_values
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import ActorCritic
@@ -131,6 +132,8 @@ class A2C(Algorithm):
     def _check(self) -> None:
         check_range("algo.num_envs", self.num_envs, 1)
         check_range("algo.num_steps", self.num_steps, 1)
+        if self.normalize_advantage and self.num_envs * self.num_steps == 1:
+            raise UserError("algo.num_envs * algo.num_steps = 1 leaves nothing to normalise; try algo.num_steps=5")
         check_range("algo.learning_rate", self.learning_rate, 0)
         check_range("algo.learning_rate_end", self.learning_rate_end, 0)
         check_range("algo.gamma", self.gamma, 0, 1)

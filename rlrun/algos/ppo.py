@@ -131,7 +131,7 @@ class PPO(Algorithm):
         return {name: tensor.flatten(0, 1) for name, tensor in data.items()}
 
     def minibatches(self, data: Batch) -> list[Batch]:
-        """Split the data at random into minibatches of M = batch_size."""
+        """Split the data at random into minibatches of M = min(batch_size, T B)."""
         size, device = len(data["advantage"]), self.setup.device.torch
         order = torch.randperm(size, generator=self.generator, device=device)
         return [{name: t[i] for name, t in data.items()} for i in order.split(self.batch_size)]
@@ -187,12 +187,17 @@ class PPO(Algorithm):
         check_range("algo.max_grad_norm", self.max_grad_norm, 0)
         check_range("algo.target_kl", self.target_kl, 0)
         check_range("algo.adam_eps", self.adam_eps, 0)
+        check_range("algo.batch_size", self.batch_size, 1)
         rollout = self.num_envs * self.num_steps
-        if self.batch_size < 1 or rollout % self.batch_size or rollout < 2:
+        # A larger minibatch than the rollout is the whole of it, so that num_envs can be lowered alone.
+        if self.batch_size < rollout and rollout % self.batch_size:
             divisors = [d for d in range(2, rollout + 1) if rollout % d == 0]
             best = min(divisors, key=lambda d: abs(d - self.batch_size), default=rollout)
             raise UserError(
                 f"algo.batch_size={self.batch_size} must divide num_envs * num_steps = {rollout}; try {best}"
             )
-        if self.normalize_advantage and self.batch_size == 1:
-            raise UserError("algo.batch_size=1 leaves nothing to normalise; try 2, or normalize_advantage=false")
+        if self.normalize_advantage and min(self.batch_size, rollout) == 1:
+            raise UserError(
+                f"algo.batch_size={self.batch_size} of {rollout} steps leaves nothing to normalise; try 2 and at least "
+                "2 steps, or algo.normalize_advantage=false"
+            )

@@ -167,7 +167,18 @@ def test_target_kl_ends_an_update_early(make_agent: MakeAgent) -> None:
     assert int(make_ppo(make_agent, *eager, "algo.target_kl=0.01").step()["train/n_updates"]) < 10
 
 
-@pytest.mark.parametrize(("rollout_size", "batch_size"), [(16, 5), (16, 32), (16, 0), (16, -16), (16, 12)])
+def test_a_batch_larger_than_the_rollout_is_all_of_it(make_agent: MakeAgent) -> None:
+    large, whole = (make_agent(*SMALL, "env=cartpole", f"algo.batch_size={size}") for size in (64, 16))
+    assert large.algorithm.step()["train/loss"] == whole.algorithm.step()["train/loss"]
+
+
+@pytest.mark.parametrize("batch_size", [0, -16])
+def test_a_batch_of_nothing_is_refused(batch_size: int, make_agent: MakeAgent) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        make_agent(*SMALL, "env=cartpole", f"algo.batch_size={batch_size}")
+
+
+@pytest.mark.parametrize(("rollout_size", "batch_size"), [(16, 5), (16, 12)])
 def test_a_batch_size_that_does_not_divide_the_rollout_is_refused_with_one_that_does(
     rollout_size: int, batch_size: int, make_agent: MakeAgent
 ) -> None:
