@@ -16,6 +16,12 @@ from rlrun.record import now
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
 
+def table_console(*, stderr: bool = False) -> RichConsole:
+    """Return a console that breaks no line where its output goes to a file or another program."""
+    console = RichConsole(stderr=stderr)
+    return console if console.is_terminal else RichConsole(stderr=stderr, width=400)
+
+
 class Console:
     """Progress of one run. `enabled=False` keeps only notices, which `log_file` gets as well."""
 

@@ -210,11 +210,14 @@ class Experiment(Stateful):
         step = self.pending_evaluation
         if step is None:
             return
+        started = self.clock.seconds()
         evaluation = self.evaluator.evaluate(
             self.seeds.episodes(f"evaluation {step}", SELECTION_SEEDS, self.eval.episodes)
         )
         if evaluation is None:
             return
+        seconds, steps = self.window  # steps/s are those of training
+        self.window = (seconds + self.clock.seconds() - started, steps)
         self.pending_evaluation = None
         self.latest_return = evaluation.mean_return
         if self.best_return is None or evaluation.mean_return > self.best_return:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from rlrun.config import option_file, options
+from rlrun.console import table_console
 from rlrun.errors import UserError
 from rlrun.run_folder import RunFolder, find_runs
 
@@ -30,7 +30,7 @@ def ls(arguments: list[str]) -> int:
     runs = find_runs(root)
     for folder in runs:
         table.add_row(*_row(folder, root))
-    _console().print(table if runs else f"no runs under {root}")
+    table_console().print(table if runs else f"no runs under {root}")
     return 0
 
 
@@ -38,7 +38,7 @@ def list_options(arguments: list[str]) -> int:
     """rlrun list: algorithms with the action spaces they take, environments, networks, devices."""
     if arguments:
         raise UserError(f"rlrun list takes no arguments, not {arguments[0]}")
-    console = _console()
+    console = table_console()
     console.print(_options_table("algo", "acts in", lambda name, path: _action_spaces(path)))
     for group in ("env", "network", "protocol", "device"):
         console.print(_options_table(group, "", lambda name, path: ""))
@@ -47,12 +47,6 @@ def list_options(arguments: list[str]) -> int:
 
     console.print("\nenv=atari env.game=...: " + ", ".join(sorted(roms.get_all_rom_ids())), highlight=False)
     return 0
-
-
-def _console() -> Console:
-    """Return a console that breaks no line where its output goes to another program."""
-    console = Console()
-    return console if console.is_terminal else Console(width=400)
 
 
 def _row(folder: RunFolder, root: Path) -> list[str]:

@@ -97,10 +97,11 @@ def outcomes(folder: Path) -> list[Outcome]:
 
 def report(found: Sequence[Outcome], num_points: int) -> int:
     """Print the table of a sweep and return its exit code: 0 if every point is finished."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=True)
+    from rlrun.console import table_console
+
+    console = table_console(stderr=True)
     table = Table("env", "algo", "variant", "seeds", "finished", "skipped", "interrupted", "failed", box=None)
     groups: dict[tuple[str, str, str], list[Outcome]] = {}
     for outcome in found:
