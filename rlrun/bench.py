@@ -35,7 +35,7 @@ DEFAULT_SECONDS = 20.0
 NUM_WINDOWS = 5
 WARM_UP = 0.1  # of `seconds`, for each of the three, and two iterations at least: caches, compilation
 ENV_STEPS = 32  # vector steps in one iteration of the environments alone
-PROFILE_SECONDS = 0.1  # one iteration at least; digesting the events takes twenty times as long
+PROFILE_SECONDS = 0.1  # one iteration at least; digesting the events takes far longer than recording them
 PROFILE_ROWS = 15
 
 Iteration = Callable[[], int]  # does a piece of work; returns the environment steps that it took
@@ -178,7 +178,7 @@ def environment_alone(agent: Agent, num_envs: int) -> Iteration:
 
 
 def random_actions(space: spaces.Space, num_envs: int) -> Array:
-    """Return [ENV_STEPS, B, *act], drawn beforehand: drawing costs as much as a step of CartPole."""
+    """Return [ENV_STEPS, B, *act], drawn beforehand, so that drawing is not measured."""
     space.seed(0)
     actions = np.array([[space.sample() for _ in range(num_envs)] for _ in range(ENV_STEPS)])
     # Policies count a Discrete space's actions from 0, and the environments add its start.

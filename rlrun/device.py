@@ -15,7 +15,7 @@ from rlrun.errors import UserError
 Module = TypeVar("Module", bound=nn.Module)
 
 # Below this many weights a second thread costs more to wake than it computes: PPO on CartPole is three
-# times as fast on one thread as on two, on Breakout (1.7M weights) half as fast.
+# times as fast on one thread as on two, on Breakout (1.7M weights) two thirds as fast.
 WORTH_SEVERAL_THREADS = 300_000
 
 

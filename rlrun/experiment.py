@@ -23,7 +23,7 @@ from rlrun.seeding import REPORT_SEEDS, SELECTION_SEEDS, GlobalGenerators, Seeds
 from rlrun.signals import Signals
 from rlrun.stateful import Stateful, StateMismatch
 
-FINISHED, INTERRUPTED, FAILED, RUNNING = "finished", "interrupted", "failed", "running"
+FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
 
 
 def crossed(every: int, before: int, now: int) -> bool:

@@ -34,7 +34,7 @@ class Gym(EnvSpec):
         return GymEnvs(self, num_envs, render=render)
 
     def make_one(self, *, render: bool = False) -> gymnasium.Env:
-        """Return one new environment. The checkers are off: they cost a fifth of CartPole's speed."""
+        """Return one new environment, without Gymnasium's checker: its warnings are for the environment's author."""
         options = dict(self.kwargs)
         if render:
             options["render_mode"] = "rgb_array"
