@@ -1,23 +1,27 @@
 """Learning curves: of one run, thinned; of several, their mean and its band on a common axis."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlrun.analysis.runs import Run
-from rlrun.analysis.statistics import mean_band
+from rlrun.analysis.statistics import iqm_band, mean_band
 
 MOST_POINTS = 100  # of a mean curve: a panel of a figure shows no more
+OVERALL_POINTS = 50
 BAND_RESAMPLES = 1000  # a band is looked at, not read off to the third digit
+OVERALL_RESAMPLES = 500
+
+Axis = Callable[[Run], np.ndarray]  # a run's curve [N, 2] over steps or over seconds
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean of several curves, each [T], with its pointwise 95% bootstrap band where there are several."""
+    """The average of several curves, each [T], with its pointwise 95% bootstrap band where there are several."""
 
     x: np.ndarray
-    mean: np.ndarray
+    mean: np.ndarray  # overall it is the interquartile mean
     low: np.ndarray | None
     high: np.ndarray | None
     num_runs: int
@@ -40,19 +44,42 @@ def average(curves: Sequence[np.ndarray], rng: np.random.Generator) -> Curve | N
     Evaluations fall on other steps where iterations are of other lengths, so values in between are
     interpolated; none is carried past the end of a curve.
     """
-    curves = [curve[np.argsort(curve[:, 0], kind="stable")] for curve in curves if len(curve)]
-    if not curves:
+    curves = [curve for curve in curves if len(curve)]
+    span = common_span(curves)
+    if span is None:
         return None
-    begin, end = max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves)
+    begin, end = span
     x = np.unique(np.concatenate([c[:, 0] for c in curves]))
     x = x[(x >= begin) & (x <= end)]
-    if not len(x):
-        return None
     if len(x) > MOST_POINTS:
         x = np.linspace(begin, end, MOST_POINTS)
     values = np.stack([np.interp(x, c[:, 0], c[:, 1]) for c in curves])
     low, high = mean_band(values, rng, BAND_RESAMPLES) if len(curves) > 1 else (None, None)
     return Curve(x, values.mean(axis=0), low, high, len(curves))
+
+
+def average_over_tasks(tasks: Sequence[Sequence[np.ndarray]], rng: np.random.Generator) -> Curve | None:
+    """Return the IQM over tasks and runs of normalised curves [N, 2] where all are known.
+
+    None where that is nowhere, or where a task has no curve: another set of tasks would be another number.
+    """
+    tasks = [[curve for curve in curves if len(curve)] for curves in tasks]
+    span = common_span([curve for curves in tasks for curve in curves]) if all(tasks) else None
+    if span is None:
+        return None
+    x = np.linspace(*span, OVERALL_POINTS if span[0] < span[1] else 1)
+    values = [np.stack([np.interp(x, c[:, 0], c[:, 1]) for c in curves]) for curves in tasks]
+    mean, low, high = iqm_band(values, rng, OVERALL_RESAMPLES)
+    several = any(len(curves) > 1 for curves in tasks)
+    return Curve(x, mean, low if several else None, high if several else None, sum(map(len, tasks)))
+
+
+def common_span(curves: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """Return where all curves [N, 2], none of them empty, are known; None where that is nowhere."""
+    if not curves:
+        return None
+    begin, end = max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves)
+    return (float(begin), float(end)) if begin <= end else None
 
 
 def thinned(curve: np.ndarray, most: int) -> np.ndarray:

@@ -1,8 +1,7 @@
-"""Figures fit for a paper, as PNG and SVG: the plots of Agarwal et al. (2021), arXiv:2108.13264, and curves."""
+"""Figures fit for a paper, as PNG, SVG and PDF: curves, and the plots of Agarwal et al. (2021), arXiv:2108.13264."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,105 +11,155 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from rlrun.analysis.curves import Curve, clock_unit
-from rlrun.analysis.palette import colors, dash
-from rlrun.analysis.summary import Comparison, Environment
-from rlrun.analysis.tables import ESTIMATES
+from rlrun.analysis.model import Comparison, Estimate
+from rlrun.analysis.plotting import (
+    BAND_ALPHA,
+    MOST_LISTED,
+    PANEL,
+    ROW_HEIGHT,
+    STYLE,
+    Look,
+    count,
+    legend,
+    panels,
+    steps,
+)
+from rlrun.analysis.tables import ESTIMATES, value_name
 
-PANEL = (3.1, 2.3)  # inches: three of them are as wide as a page
-ROW_HEIGHT = 0.24  # inches of a group in plots that list them
-MOST_LISTED = 30  # groups or pairs in one plot; more cannot be read
 MOST_PANELS = 30
-LONGEST_LABEL = 40  # characters; report.md has the whole name
-BAND_ALPHA = 0.2
-STYLE: Any = {  # matplotlib types its keys by version
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text, to search and to edit
-    "svg.hashsalt": "rlrun",  # ids that do not change from one report to the next
-    "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # a $ in a name is a $
+KINDS: dict[str, Any] = {
+    "png": {"dpi": 200},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
 }
+NORMALISED = "normalised score"
 
 
 def draw_all(comparison: Comparison, out: Path) -> list[str]:
     """Write all figures that there is something to show in; return their names."""
-    drawings: dict[str, Callable[[Comparison], Figure | None]] = {
-        "sample_efficiency": lambda c: _curves(c, lambda env: env.over_steps, "environment steps"),
-        "wall_clock": _clock_curves,
+    drawings: dict[str, Callable[[Comparison, Look], Figure | None]] = {
+        "sample_efficiency": _over_steps,
+        "sample_efficiency_overall": _overall_steps,
+        "wall_clock": _over_clock,
+        "wall_clock_overall": _overall_clock,
         "performance_profiles": _profiles,
         "intervals": _intervals,
         "probability_of_improvement": _improvement,
     }
     names = []
     with matplotlib.rc_context(STYLE):
+        ranked = sorted(comparison.overall.rows, key=lambda row: -row.estimates["iqm"].value)
+        look = Look(comparison.labels, [row.label for row in ranked])
         for name, draw in drawings.items():
-            figure = draw(comparison)
+            figure = draw(comparison, look)
             if figure is None:
-                for kind in ("png", "svg"):  # of an earlier report in this folder
+                for kind in KINDS:  # of an earlier report in this folder
                     (out / f"{name}.{kind}").unlink(missing_ok=True)
                 continue
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # found once, for both files
-            figure.savefig(out / f"{name}.png", dpi=200)
-            figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+            figure.set_layout_engine("none")  # found once, for all files
+            for kind, options in KINDS.items():
+                figure.savefig(out / f"{name}.{kind}", **options)
             plt.close(figure)
             names.append(name)
     return names
 
 
-def _clock_curves(comparison: Comparison) -> Figure | None:
-    ends = [float(c.x[-1]) for env in comparison.environments for c in env.over_clock.values()]
-    unit, seconds = clock_unit(max(ends, default=0.0))
-    return _curves(comparison, lambda env: env.over_clock, f"{unit} of training", seconds)
+def _over_steps(comparison: Comparison, look: Look) -> Figure | None:
+    shown = {env.name: (env.over_steps, "environment steps", 1.0) for env in comparison.environments}
+    return _environments(comparison, look, shown)
 
 
-def _curves(
-    comparison: Comparison, of: Callable[[Environment], dict[str, Curve]], xlabel: str, unit: float = 1.0
+def _over_clock(comparison: Comparison, look: Look) -> Figure | None:
+    shown = {}
+    for env in comparison.environments:
+        unit, seconds = clock_unit(max((float(curve.x[-1]) for curve in env.over_clock.values()), default=0.0))
+        shown[env.name] = (env.over_clock, f"{unit} of training", seconds)
+    return _environments(comparison, look, shown)
+
+
+def _environments(
+    comparison: Comparison, look: Look, curves: dict[str, tuple[dict[str, Curve], str, float]]
 ) -> Figure | None:
-    """Draw the mean evaluation return of each group with its 95% band, a panel for each environment."""
-    shown = [env for env in comparison.environments if of(env)][:MOST_PANELS]
+    """Draw the mean curve of each group with its 95% band, a panel for each environment.
+
+    `curves` holds for each environment its curves, what their x-axis is, and the unit of it.
+    """
+    shown = [env for env in comparison.environments if curves[env.name][0]][:MOST_PANELS]
     if not shown:
         return None
-    with _panels(len(shown)) as (figure, axes):
-        for axis, env in zip(axes, shown, strict=True):
-            for label, curve in of(env).items():
-                color, style = _look(comparison, label)
-                axis.plot(curve.x / unit, curve.mean, color=color, linestyle=style, linewidth=1.4, label=_short(label))
-                if curve.low is not None and curve.high is not None:
-                    axis.fill_between(curve.x / unit, curve.low, curve.high, color=color, alpha=BAND_ALPHA, linewidth=0)
-            if env.scale.threshold is not None:
-                axis.axhline(env.scale.threshold, color="0.5", linewidth=0.8, linestyle=":")
-            axis.set(title=env.name, xlabel=xlabel, ylabel="return in evaluation")
-            axis.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_steps))
-        _legend(figure, axes)
+    figure, axes, columns = panels(len(shown))
+    for i, (axis, env) in enumerate(zip(axes, shown, strict=True)):
+        of_env, xlabel, unit = curves[env.name]
+        _draw(axis, of_env, look, unit)
+        if env.threshold is not None:
+            axis.axhline(env.threshold, color="0.5", linewidth=0.8, linestyle=":", zorder=1)
+        axis.set(title=env.name, xlabel=xlabel, ylabel=value_name(comparison.metric) if i % columns == 0 else "")
+    legend(figure, axes, look)
     return figure
 
 
-def _profiles(comparison: Comparison) -> Figure | None:
-    if not comparison.profiles:
+def _overall_steps(comparison: Comparison, look: Look) -> Figure | None:
+    return _together(comparison, look, comparison.overall.over_steps, comparison.overall.x_steps)
+
+
+def _overall_clock(comparison: Comparison, look: Look) -> Figure | None:
+    return _together(comparison, look, comparison.overall.over_clock, comparison.overall.x_clock)
+
+
+def _together(comparison: Comparison, look: Look, curves: dict[str, Curve], xlabel: str) -> Figure | None:
+    """Draw the IQM over environments of each group with its 95% band."""
+    tasks = comparison.overall.tasks
+    if len(tasks) < 2 or not curves:
         return None
-    figure, axis = plt.subplots(figsize=(1.4 * PANEL[0], 1.3 * PANEL[1]))
-    for label, profile in list(comparison.profiles.items())[:MOST_LISTED]:
-        color, style = _look(comparison, label)
-        # Fractions change at scores, not between them.
-        axis.step(comparison.taus, profile.fraction, where="post", color=color, linestyle=style, label=_short(label))
-        axis.fill_between(
-            comparison.taus, profile.low, profile.high, step="post", color=color, alpha=BAND_ALPHA, linewidth=0
-        )
-    axis.set(xlabel=r"normalised score τ", ylabel="fraction of runs with score > τ", ylim=(-0.02, 1.02))
-    _legend(figure, [axis])
+    figure, axes, _ = panels(1, scale=1.3)
+    _draw(axes[0], curves, look, 1.0)
+    axes[0].set(title=f"{len(tasks)} environments", xlabel=xlabel, ylabel=f"IQM of {NORMALISED}s")
+    legend(figure, axes, look)
     return figure
 
 
-def _intervals(comparison: Comparison) -> Figure | None:
+def _draw(axis: Axes, curves: dict[str, Curve], look: Look, unit: float) -> None:
+    for label in look.drawn(curves):
+        curve, x = curves[label], curves[label].x / unit
+        # A curve that is a single point would not be seen as a line.
+        marker = "o" if len(x) == 1 else None
+        axis.plot(x, curve.mean, **look.line(label), linewidth=1.4, marker=marker, markersize=3)
+        if curve.low is not None and curve.high is not None:
+            axis.fill_between(x, curve.low, curve.high, color=look.color(label), alpha=BAND_ALPHA, linewidth=0)
+    axis.xaxis.set_major_formatter(FuncFormatter(steps))
+    axis.yaxis.set_major_formatter(FuncFormatter(count))
+
+
+def _profiles(comparison: Comparison, look: Look) -> Figure | None:
+    together = comparison.overall
+    if not together.profiles:
+        return None
+    figure, axes, _ = panels(1, scale=1.3)
+    for label in look.drawn(together.profiles):
+        profile = together.profiles[label]
+        # Fractions change at scores, not between them.
+        axes[0].step(together.taus, profile.fraction, where="post", **look.line(label))
+        axes[0].fill_between(
+            together.taus,
+            profile.low,
+            profile.high,
+            step="post",
+            color=look.color(label),
+            alpha=BAND_ALPHA,
+            linewidth=0,
+        )
+    axes[0].set(xlabel=f"{NORMALISED} τ", ylabel="fraction of runs with score > τ", ylim=(-0.02, 1.02))
+    legend(figure, axes, look)
+    return figure
+
+
+def _intervals(comparison: Comparison, look: Look) -> Figure | None:
     """Draw mean, median, IQM and optimality gap over the environments with their 95% intervals."""
-    rows = sorted(comparison.overall, key=lambda row: row.estimates["iqm"].value)[-MOST_LISTED:]
+    rows = sorted(comparison.overall.rows, key=lambda row: row.estimates["iqm"].value)[-MOST_LISTED:]
     if not rows:
         return None
     size = (4 * 1.7 + 0.6, 0.75 + ROW_HEIGHT * len(rows))
@@ -118,67 +167,35 @@ def _intervals(comparison: Comparison) -> Figure | None:
     for axis, (key, title) in zip(axes, ESTIMATES.items(), strict=True):
         axis.use_sticky_edges = False  # else the outermost bars touch the frame, as if cut off
         for i, row in enumerate(rows):
-            _bar(axis, i, row.estimates[key], _look(comparison, row.label)[0])
-        axis.set(title=title, ylim=(-0.6, len(rows) - 0.4))
-        axis.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
-        axis.grid(False, axis="y")
-    figure.supxlabel("normalised score", fontsize=8)
+            _bar(axis, i, row.estimates[key], look.color(row.label))
+        axis.set(title=title)
+        _list(axis, [look.name(row.label) for row in rows])
+    figure.supxlabel(f"{NORMALISED}, with 95% intervals", fontsize=8)
     return figure
 
 
-def _improvement(comparison: Comparison) -> Figure | None:
-    pairs = comparison.pairs[:MOST_LISTED][::-1]
+def _improvement(comparison: Comparison, look: Look) -> Figure | None:
+    """Draw the probability that a run of X beats one of Y, for each pair."""
+    pairs = comparison.overall.pairs[:MOST_LISTED][::-1]
     if not pairs:
         return None
     figure, axis = plt.subplots(figsize=(1.5 * PANEL[0], 0.8 + ROW_HEIGHT * len(pairs)))
     for i, pair in enumerate(pairs):
-        _bar(axis, i, pair.probability, _look(comparison, pair.better)[0])
+        _bar(axis, i, pair.probability, look.color(pair.better))
     axis.axvline(0.5, color="0.5", linewidth=0.8, linestyle=":")
-    axis.set(xlim=(-0.01, 1.01), ylim=(-0.6, len(pairs) - 0.4), xlabel="P(X > Y)")
-    axis.set_yticks(range(len(pairs)), [f"{_short(pair.better)} > {_short(pair.than)}" for pair in pairs])
-    axis.grid(False, axis="y")
+    axis.set(xlim=(-0.01, 1.01), xlabel="P(X > Y), with 95% intervals")
+    _list(axis, [f"{look.name(pair.better)} > {look.name(pair.than)}" for pair in pairs])
     return figure
 
 
-def _bar(axis: Axes, position: float, estimate: Any, color: str) -> None:
+def _list(axis: Axes, names: Sequence[str]) -> None:
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_yticks(range(len(names)), names)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(False, axis="y")
+
+
+def _bar(axis: Axes, position: float, estimate: Estimate, color: str) -> None:
     if not math.isnan(estimate.low):
         axis.barh(position, estimate.high - estimate.low, 0.6, estimate.low, color=color, alpha=0.55)
     axis.plot([estimate.value] * 2, [position - 0.3, position + 0.3], color="black", linewidth=1.2)
-
-
-@contextmanager
-def _panels(count: int) -> Iterator[tuple[Figure, list[Axes]]]:
-    columns = min(3, count)
-    lines = -(-count // columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(PANEL[0] * columns, PANEL[1] * lines + 0.3), squeeze=False)
-    axes = list(grid.flat)
-    for axis in axes[count:]:
-        axis.axis("off")
-    yield figure, axes[:count]
-
-
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Name each group once, below all panels."""
-    handles = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    shown = list(handles.items())[:MOST_LISTED]
-    columns = max(1, min(4, len(shown)))
-    figure.legend([h for _, h in shown], [name for name, _ in shown], loc="outside lower center", ncols=columns)
-
-
-def _look(comparison: Comparison, label: str) -> tuple[str, str]:
-    i = comparison.labels.index(label)
-    return colors(len(comparison.labels))[i], dash(i)
-
-
-def _short(label: str) -> str:
-    """Return the label cut to a figure's width; one that begins with an underscore would be hidden."""
-    cut = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
-    return f" {cut}" if cut.startswith("_") else cut
-
-
-def _steps(value: float, position: int) -> str:
-    """Return 200k and 1.5M as people write steps."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"

@@ -12,40 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from rlrun.analysis.human_scores import HUMAN
 from rlrun.analysis.random_scores import RANDOM_AND_THRESHOLD
-
-# game: (random, human); keys as `_key` writes ROM names, Gymnasium's ids and our environments' names.
-HUMAN: dict[str, tuple[float, float]] = {
-    "alien": (227.8, 7127.7),
-    "amidar": (5.8, 1719.5),
-    "assault": (222.4, 742.0),
-    "asterix": (210.0, 8503.3),
-    "bankheist": (14.2, 753.1),
-    "battlezone": (2360.0, 37187.5),
-    "beamrider": (363.9, 16926.5),
-    "boxing": (0.1, 12.1),
-    "breakout": (1.7, 30.5),
-    "choppercommand": (811.0, 7387.8),
-    "crazyclimber": (10780.5, 35829.4),
-    "demonattack": (152.1, 1971.0),
-    "enduro": (0.0, 860.5),
-    "freeway": (0.0, 29.6),
-    "frostbite": (65.2, 4334.7),
-    "gopher": (257.6, 2412.5),
-    "hero": (1027.0, 30826.4),
-    "jamesbond": (29.0, 302.8),
-    "kangaroo": (52.0, 3035.0),
-    "krull": (1598.0, 2665.5),
-    "kungfumaster": (258.5, 22736.3),
-    "mspacman": (307.3, 6951.6),
-    "pong": (-20.7, 14.6),
-    "privateeye": (24.9, 69571.3),
-    "qbert": (163.9, 13455.0),
-    "roadrunner": (11.5, 7845.0),
-    "seaquest": (68.4, 42054.7),
-    "spaceinvaders": (148.0, 1668.7),
-    "upndown": (533.4, 11693.2),
-}
 
 
 @dataclass(frozen=True)
@@ -82,10 +50,16 @@ def scale(env: str, protocol: Mapping[str, Any], returns: Iterable[float]) -> Sc
     # A Gymnasium environment may bear a game's name: only what is Atari by its stamp has a human score.
     if (game or str(env_id).startswith("ALE/") or not env_id) and (pair := HUMAN.get(_key(game or env_id or env))):
         return Scale("human", *pair)
-    if env_id in RANDOM_AND_THRESHOLD:
+    # Other arguments make another task: FrozenLake without ice is no 0.014 for a random policy.
+    if env_id in RANDOM_AND_THRESHOLD and not protocol.get("kwargs"):
         return Scale("threshold", *RANDOM_AND_THRESHOLD[str(env_id)])
-    values = list(returns)
-    return Scale("min-max", min(values), max(values))
+    return min_max(returns)
+
+
+def min_max(values: Iterable[float]) -> Scale:
+    """Return the scale on which the lowest of the values is 0 and the highest 1."""
+    values = list(values)
+    return Scale("min-max", float(min(values)), float(max(values)))
 
 
 def _key(name: Any) -> str:

@@ -1,8 +1,6 @@
-"""Run folders as plain records, without torch, and fast: a thousand runs of a thousand rows in seconds."""
+"""Run folders as plain records, without torch."""
 
 import json
-import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,17 +9,25 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rlrun.analysis.provenance import Made, made
+from rlrun.analysis.rows import elapsed, evaluations, is_number, lines_of, row_of, series
 from rlrun.config import flatten
 from rlrun.errors import UserError
 from rlrun.run_folder import RunFolder, find_runs
 
 VIDEOS = (".mp4", ".webm", ".gif")
-# As the logger writes a row; any other spelling of the same JSON is read by the slow way.
-EVALUATION = re.compile(rb'\{"step": (\d+), "mean_return": (-?[\d.]+(?:[eE][-+]?\d+)?)[,}]')
-ELAPSED = b'"time/time_elapsed"'
-CLOCK_ROWS = 100
+LISTS = ("returns", "lengths", "seeds")  # of a result's episodes: nothing here needs them all
 
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast, where it is there
+
+
+@dataclass(frozen=True)
+class Best:
+    """What `rlrun eval RUN checkpoint=best` reported, on episodes other than those that chose that policy."""
+
+    step: int
+    mean_return: float
+    episodes: int
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,22 @@ class Run:
     protocol: dict[str, Any]
     config: dict[str, Any]  # dotted keys
     result: dict[str, Any] | None
-    curve: np.ndarray  # step, mean return of each evaluation
+    curve: np.ndarray  # step, mean return of each evaluation (or the logged tag that was asked for)
     clock: np.ndarray  # step, seconds of training since the start, over all sessions
+    made: Made
+    versions: dict[str, str] = field(default_factory=dict)  # of the environment: the hash of a ROM
+    best: Best | None = None
     lineage: list[dict[str, Any]] = field(default_factory=list)
     videos: list[Path] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
         return self.status == "finished" and self.result is not None
+
+    @property
+    def outputs(self) -> str:
+        """Return the folder that holds <env>/<algo>/<variant>/seed=<n>."""
+        return str(self.path.resolve().parents[3])
 
     @property
     def wall_seconds(self) -> float | None:
@@ -64,13 +78,13 @@ class Run:
         return np.interp(steps, clock[:, 0], clock[:, 1])
 
 
-def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def read_runs(paths: Iterable[Path], *, tag: str | None = None, best: bool = False) -> tuple[list[Run], list[str]]:
     """Return the runs at or below the paths, each once, and a notice for each that cannot be read.
 
-    Raises UserError if a path does not exist or no run is found.
+    `tag` names a logged number to take as the curve in place of the evaluations; `best` reads reports of the
+    best policy as well. Raises UserError if a path does not exist or no run is found.
     """
     folders: dict[Path, RunFolder] = {}
-    paths = list(paths)
     for path in paths:
         if not path.exists():
             raise UserError(f"PATHS: {path} does not exist; give run folders or folders of runs, such as outputs")
@@ -81,7 +95,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     runs, notices = [], []
     for folder in folders.values():
         try:
-            runs.append(read_run(folder))
+            runs.append(read_run(folder, tag=tag, best=best))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
             notices.append(f"{folder.path} cannot be read and is left out ({type(error).__name__}: {error})")
     if not runs:
@@ -89,11 +103,13 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     return sorted(runs, key=lambda run: (run.env, run.algo, run.variant, run.seed, str(run.path))), notices
 
 
-def read_run(folder: RunFolder) -> Run:
+def read_run(folder: RunFolder, *, tag: str | None = None, best: bool = False) -> Run:
     """Read one folder. A run that was killed inside a row keeps the rows before."""
     record = folder.record()
     config = yaml.load((folder.path / "config.yaml").read_bytes(), Loader)
     stored = record["status"]
+    metrics = folder.path / "metrics.jsonl"
+    curve = evaluations(folder.path / "evaluations.jsonl") if tag is None else series(metrics, tag)
     return Run(
         path=folder.path,
         env=str(record["env"]),
@@ -107,57 +123,39 @@ def read_run(folder: RunFolder) -> Run:
         protocol=dict(record.get("protocol") or {}),
         config=dict(flatten(config)),
         result=_result(folder),
-        curve=evaluations(folder.path / "evaluations.jsonl"),
-        clock=elapsed(folder.path / "metrics.jsonl"),
+        curve=curve,
+        clock=elapsed(metrics),
+        made=made(record),
+        versions=dict(record.get("environment") or {}),
+        best=best_report(folder.path) if best else None,
         lineage=list(record.get("lineage") or []),
         videos=sorted(p for p in folder.path.glob("videos/*") if p.suffix in VIDEOS and p.name[0] != "."),
     )
 
 
-def evaluations(path: Path) -> np.ndarray:
-    """Return [N, 2]: step and mean return of each evaluation that has one."""
-    points = []
-    for line in _lines(path):
-        found = EVALUATION.match(line)
-        if found:
-            points.append((float(found[1]), float(found[2])))
-        elif (row := _row(line)) and _is_number(row.get("mean_return")):
-            points.append((float(row["step"]), float(row["mean_return"])))
-    return np.array(points, dtype=float).reshape(-1, 2)
+def best_report(path: Path) -> Best | None:
+    """Return the report of the policy that the evaluations of a run chose; None where there is none to trust.
 
-
-def elapsed(path: Path) -> np.ndarray:
-    """Return [N, 2]: step and seconds of training, of at most CLOCK_ROWS rows of metrics that have them."""
-    lines = [line for line in _lines(path) if ELAPSED in line]
-    # Rows hold hundreds of bytes of other numbers, and between two of so many the speed hardly changes.
-    chosen = np.linspace(0, len(lines) - 1, min(len(lines), CLOCK_ROWS)).round().astype(int)
-    rows = [row for i in chosen if (row := _row(lines[i])) and _is_number(row.get("time/time_elapsed"))]
-    return np.array([(row["step"], row["time/time_elapsed"]) for row in rows], dtype=float).reshape(-1, 2)
-
-
-def _lines(path: Path) -> list[bytes]:
-    """Return the whole lines of a file; an unfinished last one is left out."""
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
+    A report on episodes that took part in the choice is not one.
+    """
+    lines = lines_of(path / "evaluations.jsonl")
+    rows = [row for line in lines if (row := row_of(line)) and is_number(row.get("mean_return"))]
+    if not rows:
         return None
-    return row if isinstance(row, dict) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    chosen = max(rows, key=lambda row: row["mean_return"])  # the first of equals, as the run itself decides
+    choosing = {seed for row in rows for seed in row.get("seeds", ())}
+    for report in sorted(path.glob(f"evaluations/step-{chosen['step']}-seed-*.json")):
+        stored = json.loads(report.read_text())
+        if choosing.isdisjoint(stored["seeds"]):
+            return Best(chosen["step"], float(stored["mean_return"]), len(stored["returns"]))
+    return None
 
 
 def _result(folder: RunFolder) -> dict[str, Any] | None:
-    """Return result.json with the number of its episodes in place of their lists, which nothing here needs."""
+    """Return result.json with the number of its episodes in place of their lists."""
     result = folder.result()
     if result is None:
         return None
     float(result["mean_return"])  # what else would it be reported for
     episodes = len(result.get("returns", ()))
-    kept = {key: value for key, value in result.items() if key not in ("returns", "lengths", "seeds")}
-    return {**kept, "episodes": episodes}
+    return {**{key: value for key, value in result.items() if key not in LISTS}, "episodes": episodes}

@@ -1,5 +1,6 @@
 """Statistics over few runs, after Agarwal et al. (2021), "Deep Reinforcement Learning at the Edge of the
 Statistical Precipice", arXiv:2108.13264, and equal to their library rliable where tasks have equally many runs.
+Where they have not, each task counts once in means and profiles, and each run once in the IQM.
 
 `scores` is a list with one array for each task, [..., N]: N runs of that task (N may differ between tasks);
 leading axes are bootstrap resamples. A generator is always an argument, so that a report repeats exactly.
@@ -72,8 +73,8 @@ def probability_of_improvement(x: Scores, y: Scores) -> float:
 def improvement_interval(x: Scores, y: Scores, rng: np.random.Generator, num_resamples: int = RESAMPLES) -> Interval:
     """Return the 95% stratified-bootstrap interval of P(X > Y); X and Y are drawn independently."""
     _check_same_tasks(x, y)
-    if all(len(a) < 2 and len(b) < 2 for a, b in zip(x, y, strict=True)):
-        return NO_INTERVAL
+    if any(all(len(task) < 2 for task in scores) for scores in (x, y)):
+        return NO_INTERVAL  # one side has no spread to know
     values = np.zeros(num_resamples)
     for a, b in zip(x, y, strict=True):
         # How often each run was drawn is all that U depends on.
@@ -95,6 +96,39 @@ def profile_band(
     for task in scores:
         profiles += _weighted(draws(len(task), rng, num_resamples), _above(task, taus))
     return mean_percentiles(profiles / len(scores))
+
+
+def iqm_band(curves: Scores, rng: np.random.Generator, num_resamples: int = RESAMPLES) -> tuple[Array, Array, Array]:
+    """Return the IQM of curves, one [N, T] for each task, at each of T points: value [T], low [T], high [T].
+
+    A run is drawn with its whole curve.
+    """
+    picks = [rng.integers(0, len(task), (num_resamples, len(task))) for task in curves]
+    value = iqm([task.T for task in curves])
+    ends = [
+        _percentiles(iqm([task[:, t][pick] for task, pick in zip(curves, picks, strict=True)]))
+        for t in range(len(value))
+    ]
+    low, high = np.array(ends).T
+    return value, low, high
+
+
+def median_of_times(times: Array) -> Array:
+    """Return the median over runs of times [..., N] that are infinite where a run never got there: [...].
+
+    Infinity counts as the largest time: if most runs never got there, so did the median one.
+    """
+    ordered, half = np.sort(times, axis=-1), times.shape[-1] // 2
+    return (ordered[..., half] + ordered[..., (times.shape[-1] - 1) // 2]) / 2
+
+
+def time_interval(times: Array, rng: np.random.Generator, num_resamples: int = RESAMPLES) -> Interval:
+    """Return the 95% bootstrap interval of the median of times [N]; its ends may be infinite."""
+    if len(times) < 2:
+        return NO_INTERVAL
+    medians = np.sort(median_of_times(resampled([times], rng, num_resamples)[0]))
+    tail = (1 - CONFIDENCE) / 2 * (num_resamples - 1)  # no interpolation: between infinities there is none
+    return float(medians[int(np.floor(tail))]), float(medians[int(np.ceil(num_resamples - 1 - tail))])
 
 
 def mean_band(values: Array, rng: np.random.Generator, num_resamples: int = RESAMPLES) -> tuple[Array, Array]:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 from harness import rlrun
-from synthetic import ACROBOT, BREAKOUT, CARTPOLE, write_run, write_study
+from synthetic import ACROBOT, write_run, write_study
 
-FIGURES = ("sample_efficiency", "wall_clock", "performance_profiles", "intervals", "probability_of_improvement")
+FIGURES = ("performance_profiles", "intervals", "probability_of_improvement", "sample_efficiency", "wall_clock")
+OF_LONGEST = "share of each environment's longest run"
+MACHINE = "Abacus 3000, 2 cores, cpu, 1 thread"
+FIGURES += ("sample_efficiency_overall", "wall_clock_overall")
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +52,26 @@ def refused(folder: Path, *arguments: str) -> str:
 
 def test_the_table_says_how_good_how_sure_and_how_many(study: tuple[Path, str]) -> None:
     text = study[1]
-    for expected in ("5 of 6", "IQM", "optimality gap", "human-normalised", "threshold-normalised", "overall"):
+    for expected in ("5 of 6, 1 interrupted", "IQM", "optimality gap", "human-normalised", "threshold-normalised"):
         assert expected in text
     assert "P(ppo > dqn) = 1.000" in text
     assert "acrobot ppo: 5 of 6 finished" in text
 
 
+def test_the_verdict_stands_at_the_top(study: tuple[Path, str]) -> None:
+    _, first, *_ = study[1].splitlines()
+    assert first.startswith("overall: ppo has the highest IQM, ")
+    assert "a run of it beats one of dqn with probability 1.000 [1.000, 1.000]: better" in first
+
+
 def test_all_files_are_written(study: tuple[Path, str]) -> None:
     report = study[0] / "report"
     expected = {f"report.{kind}" for kind in ("json", "csv", "md", "html")}
-    expected |= {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    expected |= {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg", "pdf")}
     assert {path.name for path in report.iterdir()} == expected
     assert all((report / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in FIGURES)
     assert "<svg" in (report / "intervals.svg").read_text()
+    assert (report / "intervals.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_json_csv_and_markdown_agree(study: tuple[Path, str]) -> None:
@@ -81,8 +91,18 @@ def test_json_csv_and_markdown_agree(study: tuple[Path, str]) -> None:
 def test_the_same_runs_give_the_same_report(study: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = study
     assert rlrun(["compare", "outputs", "out=again"], folder).returncode == 0
-    for name in ("report.json", "report.csv", "report.md", "report.html", "intervals.svg"):
+    for name in ("report.json", "report.csv", "report.md", "report.html", "intervals.svg", "intervals.pdf"):
         assert (folder / "again" / name).read_bytes() == (folder / "report" / name).read_bytes(), name
+
+
+def test_json_has_the_curves_and_where_they_come_from(study: tuple[Path, str]) -> None:
+    stored = json.loads((study[0] / "report" / "report.json").read_text())
+    curve = stored["environments"]["cartpole"]["curves"]["steps"]["ppo"]
+    assert curve["runs"] == 5
+    assert len(curve["x"]) == len(curve["y"]) == len(curve["low"]) == 40
+    assert stored["overall"]["axes"] == {"steps": "environment steps", "clock": OF_LONGEST}
+    assert stored["overall"]["curves"]["clock"]["ppo"]["x"][-1] == pytest.approx(1.0)
+    assert (stored["runs"][0]["machine"], stored["runs"][0]["rlrun"]) == (MACHINE, "commit abcdef012345")
 
 
 def test_fewer_than_five_seeds_are_warned_of(tmp_path: Path) -> None:
@@ -92,89 +112,36 @@ def test_fewer_than_five_seeds_are_warned_of(tmp_path: Path) -> None:
     assert report["environments"]["cartpole"]["groups"]["ppo"]["mean"] == {"value": 400.0, "low": None, "high": None}
 
 
-@pytest.mark.parametrize(
-    ("other", "key", "values"),
-    [
-        ({"protocol": {**BREAKOUT, "repeat_action_probability": 0.25}}, "repeat_action_probability", ("0.0", "0.25")),
-        ({"protocol": {**BREAKOUT, "life_loss": False}}, "life_loss", ("True", "False")),
-        ({"total_steps": 2000}, "total_steps", ("1000", "2000")),
-        ({"config": {"eval.final_episodes": 10}}, "eval.final_episodes", ("100", "10")),
-        ({"config": {"stop.at_return": 30}}, "stop.at_return", ("None", "30")),
-    ],
-)
-def test_mixed_protocols_are_refused_unless_told(
-    tmp_path: Path, other: dict[str, Any], key: str, values: tuple[str, str]
-) -> None:
-    write_run(tmp_path / "outputs", "breakout", "a2c", protocol=BREAKOUT)
-    write_run(tmp_path / "outputs", "breakout", "dqn", **{"protocol": BREAKOUT, **other})
-    message = refused(tmp_path, "outputs")
-    for expected in (key, *values, "mix=true", "breakout/a2c"):
-        assert expected in message
+def test_marks_of_mixed_protocols_are_in_all_outputs(tmp_path: Path) -> None:
+    write_run(tmp_path / "outputs", algo="a2c", total_steps=2000)
+    write_run(tmp_path / "outputs", algo="ppo")
+    assert "total_steps is 2000 in 1 run" in refused(tmp_path, "outputs")
     report = compared(tmp_path, "outputs", "mix=true")
-    assert any("mixed protocols" in notice and key in notice for notice in report["notices"])
+    assert report["mixed_protocols"] is True
+    assert report["environments"]["cartpole"]["mixed_protocols"] == ["total_steps"]
+    assert report["overall"]["mixed_protocols"] == ["total_steps"]
+    assert "Protocols are mixed (total_steps)" in report["verdicts"]["cartpole"]
+    assert any(notice.startswith("mixed protocols: cartpole: total_steps") for notice in report["notices"])
+    texts = {kind: (tmp_path / f"report/report.{kind}").read_text() for kind in ("csv", "md", "html")}
+    assert "cartpole,a2c,final,threshold,total_steps," in texts["csv"]
+    assert "### cartpole (mixed protocols)" in texts["md"]
+    assert "<div class='chip warn'><b>mixed</b><span>protocols</span></div>" in texts["html"]
+    assert "cartpole (mixed protocols): threshold 475" in report["stdout"]
 
 
-def test_greedy_and_sampled_policies_may_differ_between_algorithms_only(tmp_path: Path) -> None:
-    sampled = {**CARTPOLE, "policy": "last, sampled"}
-    write_run(tmp_path / "outputs", algo="ppo", protocol=sampled)
-    write_run(tmp_path / "outputs", algo="dqn")
-    assert any("sampled" in notice for notice in compared(tmp_path, "outputs")["notices"])
-    write_run(tmp_path / "outputs", algo="ppo", variant="greedy")
-    (tmp_path / "report").rename(tmp_path / "old")
-    assert "policy" in refused(tmp_path, "outputs")
-
-
-def test_a_key_that_is_newer_than_a_run_tells_nothing_against_it(tmp_path: Path) -> None:
-    write_run(tmp_path / "outputs", seed=0)
-    write_run(tmp_path / "outputs", seed=1, config={"eval.max_steps": 30_000})
-    compared(tmp_path, "outputs")
-    write_run(tmp_path / "outputs", seed=2, config={"eval.max_steps": 100})
-    (tmp_path / "report").rename(tmp_path / "old")
-    assert "eval.max_steps" in refused(tmp_path, "outputs")
-
-
-def test_how_often_was_evaluated_matters_only_to_metrics_of_evaluations(tmp_path: Path) -> None:
-    write_run(tmp_path / "outputs", seed=0)
-    write_run(tmp_path / "outputs", seed=1, config={"eval.every": 5})
-    assert "eval.every" in refused(tmp_path, "outputs", "metric=best")
-    compared(tmp_path, "outputs")
-
-
-def test_each_metric_reads_its_own_episodes(tmp_path: Path) -> None:
-    write_run(tmp_path / "outputs", final=50.0, curve=[10.0, 90.0, 20.0, 40.0])
-    for metric, expected in (("final", 50.0), ("best", 90.0), ("auc", 40.0)):
-        report = compared(tmp_path, "outputs", f"metric={metric}")
-        assert report["environments"]["cartpole"]["groups"]["ppo"]["mean"]["value"] == expected
-        assert any("flatters" in notice for notice in report["notices"]) == (metric == "best")
-
-
-def test_groups_by_variant_by_a_key_and_by_both(tmp_path: Path) -> None:
-    for seed, rate in ((0, 0.001), (1, 0.01)):
-        write_run(tmp_path / "outputs", variant=f"v{seed}", seed=seed, config={"algo.learning_rate": rate})
-    for by, labels in (
-        ("variant", {"v0", "v1"}),
-        ("algo,variant", {"ppo, v0", "ppo, v1"}),
-        ("algo.learning_rate", {"learning_rate=0.001", "learning_rate=0.01"}),
-    ):
-        report = compared(tmp_path, "outputs", f"by={by}")
-        assert set(report["environments"]["cartpole"]["groups"]) == labels
-    assert any("pools 2 configurations" in notice for notice in compared(tmp_path, "outputs")["notices"])
-
-
-def test_steps_to_threshold_are_the_median_over_runs(tmp_path: Path) -> None:
-    for seed, curve in enumerate(([480.0, 500.0], [100.0, 480.0], [1.0, 2.0])):
-        write_run(tmp_path / "outputs", seed=seed, curve=curve)
-    group = compared(tmp_path, "outputs")["environments"]["cartpole"]["groups"]["ppo"]
-    assert (group["steps_to_threshold"], group["reached_threshold"]) == (1000.0, 2)
-
-
-def test_overall_numbers_are_over_what_all_groups_have_played(tmp_path: Path) -> None:
-    for algo in ("a2c", "ppo"):
-        write_run(tmp_path / "outputs", "cartpole", algo)
-    write_run(tmp_path / "outputs", "acrobot", "ppo", protocol=ACROBOT, final=-100.0)
-    report = compared(tmp_path, "outputs")
-    assert report["overall"]["environments"] == ["cartpole"]
-    assert any("acrobot" in notice and "left out of the overall" in notice for notice in report["notices"])
+def test_runs_without_any_training_curve_are_compared(tmp_path: Path) -> None:
+    """A random policy and a scripted one train nothing: they have results and nothing else."""
+    for algo, final in (("random", 22.0), ("scripted", 500.0)):
+        for seed in range(5):
+            run = write_run(tmp_path / "outputs", algo=algo, seed=seed, final=final + seed)
+            (run / "evaluations.jsonl").unlink()
+            (run / "metrics.jsonl").unlink()
+    done = rlrun(["compare", "outputs"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "beats one of random with probability 1.000" in done.stdout
+    assert "steps to threshold" not in done.stdout
+    assert not (tmp_path / "report" / "sample_efficiency.png").exists()
+    assert "no evaluations during training" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_run_folders_are_paths_although_they_hold_an_equals_sign(tmp_path: Path) -> None:
@@ -191,6 +158,13 @@ def test_run_folders_are_paths_although_they_hold_an_equals_sign(tmp_path: Path)
         (["outputs/seed=7"], ["outputs/seed=7", "does not exist"]),
         (["outputs", "by=algo.learning_rat"], ["algo.learning_rat", "algo.learning_rate"]),
         (["outputs", "metric=finl"], ["metric=finl", "final"]),
+        (["outputs", "metric=train/los"], ["metric=train/los", "train/loss", "rollout/ep_rew_mean"]),
+        (["outputs", "metric=best"], ["rlrun eval", "checkpoint=best", "metric=final"]),
+        (["outputs", "by=env"], ["by=env", "table of its own"]),
+        (["outputs", "threshold=high"], ["threshold=high", "threshold=475"]),
+        (["outputs", "threshold.cartpol=475"], ["threshold.cartpol", "cartpole"]),
+        (["outputs", "into=results.md"], ["into=results.md", "<!-- rlrun compare: results -->"]),
+        (["outputs", "section=cartpole"], ["section=cartpole", "into="]),
         (["outputs", "metrc=final"], ["metrc", "metric"]),
         (["outputs", "mix=maybe"], ["mix=maybe", "bool"]),
         (["outputs", "out=file/report"], ["out=file/report", "cannot be written"]),
@@ -201,6 +175,11 @@ def test_bad_input_gets_one_clear_message(tmp_path: Path, arguments: list[str], 
     (tmp_path / "file").touch()
     message = refused(tmp_path, *arguments)
     assert all(text in message for text in expected), message
+
+
+def test_the_help_of_the_verb_names_all_its_keys(tmp_path: Path) -> None:
+    text = rlrun(["compare", "--help"], tmp_path).stdout
+    assert all(f"{key}=" in text for key in ("by", "metric", "threshold", "mix", "out", "into", "section"))
 
 
 def test_nothing_finished_is_one_clear_message(tmp_path: Path) -> None:

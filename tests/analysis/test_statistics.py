@@ -106,7 +106,8 @@ def test_improvement_of_a_group_over_itself_is_a_half() -> None:
 
 def test_one_run_has_no_interval() -> None:
     assert all(math.isnan(end) for end in st.stratified_interval(st.mean, [np.array([1.0])], rng()))
-    assert all(math.isnan(end) for end in st.improvement_interval([np.array([1.0])], [np.array([2.0])], rng()))
+    for other in ([2.0], [2.0, 3.0]):  # however many runs there are on the other side
+        assert all(math.isnan(end) for end in st.improvement_interval([np.array([1.0])], [np.array(other)], rng()))
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -128,6 +129,37 @@ def test_the_band_of_a_mean_curve_is_the_bootstrap_of_each_point() -> None:
     for t in range(3):
         expected = st.stratified_interval(st.mean, [curves[:, t]], rng(), 20_000)
         assert (low[t], high[t]) == pytest.approx(expected, abs=0.02)
+
+
+def test_the_iqm_of_curves_is_the_iqm_at_each_point_and_its_band_the_bootstrap_there() -> None:
+    curves = [rng().normal(size=(6, 3)), rng().normal(2.0, 1.0, size=(5, 3))]
+    value, low, high = st.iqm_band(curves, rng(), 20_000)
+    for t in range(3):
+        at_t = [curve[:, t] for curve in curves]
+        assert value[t] == pytest.approx(float(st.iqm(at_t)))
+        assert (low[t], high[t]) == pytest.approx(st.stratified_interval(st.iqm, at_t, rng(), 20_000), abs=0.03)
+
+
+def test_a_run_that_never_got_there_counts_as_the_slowest() -> None:
+    never = math.inf
+    assert float(st.median_of_times(np.array([5.0, 1.0, never]))) == 5.0
+    assert float(st.median_of_times(np.array([1.0, 3.0, 5.0, never]))) == 4.0
+    assert float(st.median_of_times(np.array([1.0, 3.0, never, never]))) == never
+    assert float(st.median_of_times(np.array([never, never]))) == never  # no NaN between two infinities
+
+
+def test_the_interval_of_a_median_time_may_end_in_never() -> None:
+    low, high = st.time_interval(np.array([1.0, 2.0, 3.0, math.inf, math.inf]), rng())
+    assert (low, high) == (1.0, math.inf)
+    assert all(math.isnan(end) for end in st.time_interval(np.array([1.0]), rng()))
+
+
+def test_the_interval_of_a_median_time_covers_about_95_times_in_100() -> None:
+    generator, hits = rng(), 0
+    for _ in range(300):
+        low, high = st.time_interval(generator.exponential(size=31), generator, 400)
+        hits += low <= math.log(2) <= high
+    assert 0.90 <= hits / 300 <= 0.99
 
 
 def test_improvement_over_other_tasks_is_refused() -> None:
