@@ -49,3 +49,21 @@ def gae(
 def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     """Return 1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than the mean."""
     return 1 - (target - prediction).var() / target.var().clamp(min=1e-8)
+
+
+def lambda_returns(
+    reward: Tensor, next_value: Tensor, terminated: Tensor, truncated: Tensor, *, gamma: float, lam: float
+) -> Tensor:
+    """Return the lambda-returns, [T, B].
+
+    Sutton and Barto (2018), "Reinforcement Learning", Section 12.1, in the recursive form of Eq. (12.18).
+    After a truncation, and after the last step, the return goes on with the value of what followed.
+
+    reward, next_value: [T, B] float; terminated, truncated: [T, B] bool.
+    """
+    returns = torch.empty_like(reward)
+    following = next_value[-1]
+    for t in range(len(reward) - 1, -1, -1):
+        mixed = torch.where(truncated[t], next_value[t], lam * following + (1 - lam) * next_value[t])
+        returns[t] = following = reward[t] + gamma * mixed * ~terminated[t]
+    return returns

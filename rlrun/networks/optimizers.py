@@ -12,11 +12,20 @@ class RMSpropTF(torch.optim.Optimizer):
 
     The published A2C and DQN scores were reached with this variant. Starting the squares at one keeps the
     first steps small; torch's starts at zero, which makes them as large as the learning rate over
-    sqrt(1 - alpha).
+    sqrt(1 - alpha). `centered` divides by the deviation instead, as Mnih et al. (2015) did for DQN.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, alpha: float, eps: float, square_init: float = 1.0) -> None:
-        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "square_init": square_init})
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        alpha: float,
+        eps: float,
+        square_init: float = 1.0,
+        centered: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "alpha": alpha, "eps": eps, "square_init": square_init, "centered": centered}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -25,17 +34,21 @@ class RMSpropTF(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            squares = [self._square(p, group["square_init"]) for p in params]
+            squares = [self._moment(p, "square", group["square_init"]) for p in params]
             grads: list[Any] = [p.grad for p in params]
             torch._foreach_mul_(squares, group["alpha"])
             torch._foreach_addcmul_(squares, grads, grads, 1 - group["alpha"])
             roots = torch._foreach_add(squares, group["eps"])
+            if group["centered"]:
+                means = [self._moment(p, "mean", 0.0) for p in params]
+                torch._foreach_lerp_(means, grads, 1 - group["alpha"])
+                torch._foreach_addcmul_(roots, means, means, -1)
             torch._foreach_sqrt_(roots)
             torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
         return loss
 
-    def _square(self, param: Tensor, init: float) -> Tensor:
+    def _moment(self, param: Tensor, name: str, init: float) -> Tensor:
         state = self.state[param]
-        if not state:
-            state["square"] = torch.full_like(param, init)
-        return state["square"]
+        if name not in state:
+            state[name] = torch.full_like(param, init)
+        return state[name]

@@ -37,16 +37,23 @@ class Torso(nn.Sequential):
 
     out_features: int
 
+    def split(self) -> tuple[nn.Sequential, list[nn.Module]]:
+        """Return the layers before the last linear one, and that one with what follows it (none: an empty list)."""
+        layers = list(self)
+        linear = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
+        last = linear[-1] if linear else len(layers)
+        return nn.Sequential(*layers[:last]), layers[last:]
+
 
 class MLP(Torso):
     """Fully connected layers. A discrete observation enters as a one-hot vector, any other flattened."""
 
-    def __init__(self, obs_space: spaces.Space, hidden: list[int], activation: Activation) -> None:
+    def __init__(self, obs_space: spaces.Space, hidden: list[int], activation: Activation, layer_norm: bool) -> None:
         _check_sizes("hidden", hidden)
         widths = [spaces.flatdim(obs_space), *hidden]
         layers: list[nn.Module] = [_entry(obs_space)]
         for fan_in, fan_out in pairwise(widths):
-            layers += [orthogonal(nn.Linear(fan_in, fan_out)), ACTIVATIONS[activation]()]
+            layers += _layer(nn.Linear(fan_in, fan_out), (fan_out,), activation, layer_norm)
         super().__init__(*layers)
         self.out_features = widths[-1]
 
@@ -62,6 +69,7 @@ class NatureCNN(Torso):
         strides: list[int],
         hidden: int,
         activation: Activation,
+        layer_norm: bool,
     ) -> None:
         for key, sizes in (("channels", channels), ("kernels", kernels), ("strides", strides), ("hidden", [hidden])):
             _check_sizes(key, sizes)
@@ -69,9 +77,11 @@ class NatureCNN(Torso):
         layers: list[nn.Module] = [image]
         fan_in = image.channels
         for fan_out, kernel, stride in zip(channels, kernels, strides, strict=True):
-            layers += [orthogonal(nn.Conv2d(fan_in, fan_out, kernel, stride)), ACTIVATIONS[activation]()]
+            convolution = nn.Conv2d(fan_in, fan_out, kernel, stride)
+            shape = _output_shape([*layers, convolution], obs_space)
+            layers += _layer(convolution, shape, activation, layer_norm)
             fan_in = fan_out
-        layers += _to_features(layers, obs_space, hidden, activation)
+        layers += _to_features(layers, obs_space, hidden, activation, layer_norm)
         super().__init__(*layers)
         self.out_features = hidden
 
@@ -94,7 +104,7 @@ class ImpalaCNN(Torso):
             ]
             fan_in = fan_out
         layers += [ACTIVATIONS[activation]()]
-        layers += _to_features(layers, obs_space, hidden, activation)
+        layers += _to_features(layers, obs_space, hidden, activation, layer_norm=False)
         super().__init__(*layers)
         self.out_features = hidden
 
@@ -171,10 +181,19 @@ def _entry(obs_space: spaces.Space) -> nn.Module:
 
 
 def _to_features(
-    convolutions: Sequence[nn.Module], obs_space: spaces.Space, hidden: int, activation: Activation
+    convolutions: Sequence[nn.Module], obs_space: spaces.Space, hidden: int, activation: Activation, layer_norm: bool
 ) -> list[nn.Module]:
     """Return flatten, linear and activation, sized by a dry run through the convolutions."""
+    size = math.prod(_output_shape(convolutions, obs_space))
+    return [nn.Flatten(), *_layer(nn.Linear(size, hidden), (hidden,), activation, layer_norm)]
+
+
+def _layer(weights: Layer, shape: tuple[int, ...], activation: Activation, layer_norm: bool) -> list[nn.Module]:
+    """Return weights and activation, with the layer norm of Ba et al. (2016), over `shape`, between them if asked."""
+    norm: list[nn.Module] = [nn.LayerNorm(shape)] if layer_norm else []
+    return [orthogonal(weights), *norm, ACTIVATIONS[activation]()]
+
+
+def _output_shape(layers: Sequence[nn.Module], obs_space: spaces.Space) -> tuple[int, ...]:
     with torch.no_grad():
-        probe = torch.zeros(1, *(obs_space.shape or ()))
-        size = nn.Sequential(*convolutions)(probe).numel()
-    return [nn.Flatten(), orthogonal(nn.Linear(size, hidden)), ACTIVATIONS[activation]()]
+        return tuple(nn.Sequential(*layers)(torch.zeros(1, *(obs_space.shape or ()))).shape[1:])

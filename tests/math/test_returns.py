@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlrun.math.returns import explained_variance, gae, next_values
+from rlrun.math.returns import explained_variance, gae, lambda_returns, next_values
 
 T, B = 23, 5
 
@@ -148,3 +148,75 @@ def test_explained_variance_is_1_for_a_perfect_and_0_for_a_constant_prediction()
 
 def test_explained_variance_of_a_constant_target_is_finite() -> None:
     assert torch.isfinite(explained_variance(torch.randn(8), torch.ones(8)))
+
+
+# --- lambda-returns ---------------------------------------------------------------------------------------
+
+
+def n_step_return(r: dict[str, Any], t: int, b: int, n: int, gamma: float) -> tuple[float, bool]:
+    """Return the n-step return from step t, and whether the rollout or an episode ended before n steps."""
+    total = 0.0
+    for k in range(n):
+        total += gamma**k * r["reward"][t + k][b]
+        if r["terminated"][t + k][b]:
+            return total, True
+        last = k == n - 1
+        if last or r["truncated"][t + k][b] or t + k == T - 1:
+            return total + gamma ** (k + 1) * r["next_value"][t + k][b], not last
+    raise AssertionError
+
+
+def naive_lambda_return(r: dict[str, Any], t: int, b: int, gamma: float, lam: float) -> float:
+    """Return (1 - lambda) sum_n lambda^(n-1) G_n, where the last return has all the weight that is left."""
+    total, weight = 0.0, 1.0
+    for n in range(1, T + 1):
+        value, ended = n_step_return(r, t, b, n, gamma)
+        if ended:
+            return total + weight * value
+        total += (1 - lam) * weight * value
+        weight *= lam
+    return total + weight * value
+
+
+def lambda_return_arguments(rollout: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: rollout[name] for name in ("reward", "next_value", "terminated", "truncated")}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("gamma", "lam"), [(0.99, 0.65), (0.9, 0.95), (1.0, 1.0), (0.97, 0.0)])
+def test_lambda_returns_are_the_weighted_sum_of_all_n_step_returns(seed: int, gamma: float, lam: float) -> None:
+    rollout = random_rollout(seed)
+    actual = lambda_returns(**lambda_return_arguments(rollout), gamma=gamma, lam=lam)
+    lists = {name: tensor.tolist() for name, tensor in rollout.items()}
+    expected = [[naive_lambda_return(lists, t, b, gamma, lam) for b in range(B)] for t in range(T)]
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_lambda_0_is_the_one_step_target() -> None:
+    r = random_rollout(0)
+    expected = r["reward"] + 0.9 * torch.where(r["terminated"], 0.0, r["next_value"])
+    torch.testing.assert_close(lambda_returns(**lambda_return_arguments(r), gamma=0.9, lam=0.0), expected)
+
+
+def test_lambda_1_is_the_discounted_sum_of_rewards_to_the_end() -> None:
+    r = random_rollout(1, p_terminated=0.0, p_truncated=0.0)
+    expected, following = torch.zeros(T, B), r["next_value"][-1]
+    for t in reversed(range(T)):
+        following = r["reward"][t] + 0.9 * following
+        expected[t] = following
+    torch.testing.assert_close(lambda_returns(**lambda_return_arguments(r), gamma=0.9, lam=1.0), expected)
+
+
+def test_lambda_returns_are_the_generalised_advantage_plus_the_value() -> None:
+    """Where the next value is that of the next row, both are the same sum."""
+    r = random_rollout(2, p_truncated=0.0)
+    r["next_value"] = torch.cat([r["value"][1:], torch.randn(1, B)])
+    advantage = gae(**r, gamma=0.97, gae_lambda=0.8)
+    returns = lambda_returns(**lambda_return_arguments(r), gamma=0.97, lam=0.8)
+    torch.testing.assert_close(returns, advantage + r["value"], atol=1e-5, rtol=1e-5)
+
+
+def test_an_episode_that_is_cut_and_terminates_at_once_is_not_bootstrapped() -> None:
+    ends = torch.ones(1, 1, dtype=torch.bool)
+    returns = lambda_returns(torch.ones(1, 1), torch.full((1, 1), 9.0), ends, ends, gamma=0.9, lam=0.5)
+    assert returns.tolist() == [[1.0]]

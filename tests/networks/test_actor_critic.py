@@ -19,7 +19,9 @@ ACTION_SPACES: dict[str, Any] = {
 
 def network(space: Any, *, share_torso: bool = False, log_std_init: float = -0.5, seed: int = 0) -> ActorCritic:
     torch.manual_seed(seed)
-    return ActorCritic(lambda: MLP(OBS, [16, 16], "tanh"), space, share_torso=share_torso, log_std_init=log_std_init)
+    return ActorCritic(
+        lambda: MLP(OBS, [16, 16], "tanh", False), space, share_torso=share_torso, log_std_init=log_std_init
+    )
 
 
 @pytest.fixture(params=ACTION_SPACES)

@@ -95,3 +95,63 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(through_disk: Callable[[Any], 
         undisturbed.step()
         restored.step()
     assert torch.equal(p, q)
+
+
+def test_centered_divides_by_the_deviation() -> None:
+    """Ten steps by hand of the variant that Mnih et al. (2015) used: square_init 0, epsilon inside the root."""
+    torch.manual_seed(0)
+    p = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    optimizer, expected = optimizer_of(p, centered=True, square_init=0.0), p.tolist()
+    square, mean = [0.0] * 4, [0.0] * 4
+    for _ in range(10):
+        grad = torch.randn(4, dtype=torch.float64)
+        p.grad = grad.clone()
+        optimizer.step()
+        for i, g in enumerate(grad.tolist()):
+            square[i] = 0.9 * square[i] + 0.1 * g * g
+            mean[i] = 0.9 * mean[i] + 0.1 * g
+            expected[i] -= 0.1 * g / math.sqrt(square[i] - mean[i] ** 2 + 0.01)
+    assert p.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_centered_without_epsilon_is_torchs_centered_step() -> None:
+    torch.manual_seed(0)
+    ours = torch.randn(5, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    a = optimizer_of(ours, eps=0.0, square_init=0.0, centered=True)
+    b = torch.optim.RMSprop([theirs], lr=0.1, alpha=0.9, eps=0.0, centered=True)
+    for _ in range(5):
+        ours.grad = torch.randn(5)
+        theirs.grad = ours.grad.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_gradient_that_never_changes_stays_finite() -> None:
+    """Its deviation goes to zero, and rounding may take the square below the mean's."""
+    p = torch.zeros(1000, requires_grad=True)
+    optimizer = optimizer_of(p, centered=True, square_init=0.0, eps=1e-5, alpha=0.95)
+    grad = torch.randn(1000)
+    for _ in range(500):
+        p.grad = grad.clone()
+        optimizer.step()
+    assert p.isfinite().all()
+
+
+def test_a_restored_centered_optimizer_goes_on_bit_for_bit(through_disk: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    grads = torch.randn(6, 3)
+    p, q = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    undisturbed, restored = (optimizer_of(x, centered=True, square_init=0.0) for x in (p, q))
+    for grad in grads[:3]:
+        p.grad = grad.clone()
+        undisturbed.step()
+    with torch.no_grad():
+        q.copy_(p)
+    restored.load_state_dict(through_disk(undisturbed.state_dict()))
+    for grad in grads[3:]:
+        p.grad, q.grad = grad.clone(), grad.clone()
+        undisturbed.step()
+        restored.step()
+    assert torch.equal(p, q)

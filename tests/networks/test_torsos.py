@@ -14,7 +14,7 @@ PICTURES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
 
 def nature(space: spaces.Space) -> NatureCNN:
-    return NatureCNN(space, [32, 64, 64], [8, 4, 3], [4, 2, 1], 512, "relu")
+    return NatureCNN(space, [32, 64, 64], [8, 4, 3], [4, 2, 1], 512, "relu", False)
 
 
 def impala(space: spaces.Space) -> ImpalaCNN:
@@ -78,7 +78,7 @@ def test_a_residual_block_with_zero_weights_is_the_identity() -> None:
 
 
 def test_an_mlp_is_its_layers_written_out() -> None:
-    torso = MLP(spaces.Box(-1, 1, (3,), np.float32), [5, 4], "tanh")
+    torso = MLP(spaces.Box(-1, 1, (3,), np.float32), [5, 4], "tanh", False)
     first, second = (layer for layer in torso if isinstance(layer, nn.Linear))
     x = torch.randn(6, 3)
     expected = torch.tanh(torch.tanh(x @ first.weight.T + first.bias) @ second.weight.T + second.bias)
@@ -87,29 +87,29 @@ def test_an_mlp_is_its_layers_written_out() -> None:
 
 
 def test_an_mlp_flattens_what_it_gets() -> None:
-    torso = MLP(spaces.Box(-1, 1, (2, 3), np.float64), [5], "relu")
+    torso = MLP(spaces.Box(-1, 1, (2, 3), np.float64), [5], "relu", False)
     assert torso(torch.zeros(7, 2, 3, dtype=torch.float64)).shape == (7, 5)
 
 
 def test_an_mlp_scales_bytes() -> None:
-    torso = MLP(spaces.Box(0, 255, (3,), np.uint8), [], "relu")
+    torso = MLP(spaces.Box(0, 255, (3,), np.uint8), [], "relu", False)
     assert torso(torch.tensor([[0, 51, 255]], dtype=torch.uint8)).tolist() == [[0.0, pytest.approx(0.2), 1.0]]
 
 
 def test_an_mlp_without_hidden_layers_passes_its_input_on() -> None:
-    torso = MLP(spaces.Discrete(3), [], "relu")
+    torso = MLP(spaces.Discrete(3), [], "relu", False)
     assert torso.out_features == 3
     assert torso(torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
 def test_numbered_states_are_counted_from_the_start_of_the_space() -> None:
-    torso = MLP(spaces.Discrete(3, start=-1), [], "relu")
+    torso = MLP(spaces.Discrete(3, start=-1), [], "relu", False)
     assert torso(torch.tensor([-1, 1])).tolist() == [[1, 0, 0], [0, 0, 1]]
 
 
 def test_an_mlp_refuses_a_space_that_it_cannot_read_by_name() -> None:
     with pytest.raises(ValueError, match="MultiBinary"):
-        MLP(spaces.MultiBinary(3), [4], "relu")
+        MLP(spaces.MultiBinary(3), [4], "relu", False)
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (3, 8), (5, 5)])
@@ -122,7 +122,7 @@ def test_linear_layers_start_orthogonal_with_gain_sqrt_2_and_no_bias(shape: tupl
 
 
 def test_all_layers_of_the_torsos_start_orthogonal() -> None:
-    for torso in (nature(PICTURES), impala(PICTURES), MLP(spaces.Discrete(4), [64, 64], "tanh")):
+    for torso in (nature(PICTURES), impala(PICTURES), MLP(spaces.Discrete(4), [64, 64], "tanh", False)):
         for layer in torso.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 singular = torch.linalg.svdvals(layer.weight.detach().flatten(1))

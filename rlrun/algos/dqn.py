@@ -1,0 +1,233 @@
+"""Deep Q-network: Q-learning with a neural network, experience replay and a target network.
+
+    for t = 1, 2, ...:
+        act epsilon-greedily on Q, store the step in the replay D
+        draw a minibatch of steps from D
+        y = r + gamma max_a' Q_target(s', a')
+        step down the gradient of (y - Q(s, a))^2
+        every C steps: Q_target = Q
+
+Mnih et al. (2015), "Human-level control through deep reinforcement learning", Algorithm 1. Switches, which
+combine freely, add what came after it:
+
+- double: the action is chosen by Q, and valued by Q_target (van Hasselt et al. 2016, arXiv:1509.06461)
+- dueling: separate streams for value and advantages (Wang et al. 2016, arXiv:1511.06581)
+- priority_alpha: prioritized replay (Schaul et al. 2016, arXiv:1511.05952)
+- n_steps: n-step returns (Sutton 1988; Hessel et al. 2018, arXiv:1710.02298)
+- noisy_sigma: exploration by noise on the weights (Fortunato et al. 2018, arXiv:1706.10295)
+
+C51, QR-DQN and IQN extend this class by what they predict; Rainbow is C51 with all switches on. M minibatch,
+A actions, Z numbers for each action (here 1).
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients
+from rlrun.data.collector import Batch, State
+from rlrun.data.prioritized import PrioritizedReplay
+from rlrun.errors import UserError
+from rlrun.math.schedules import crossed, linear
+from rlrun.networks.noisy import quiet, resample
+from rlrun.networks.optimizers import RMSpropTF
+from rlrun.networks.q_network import QNetwork
+
+
+@dataclass(kw_only=True, eq=False)
+class DQN(Algorithm):
+    action_spaces: ClassVar[tuple[str, ...]] = ("Discrete",)
+
+    num_envs: int
+    train_every: int
+    num_updates: int
+    batch_size: int
+    buffer_size: int
+    learning_starts: int
+    learning_rate: float
+    optimizer_name: Literal["adam", "rmsprop_centered"]
+    optimizer_eps: float
+    gamma: float
+    target_every: int
+    loss_name: Literal["huber", "mse"]
+    max_grad_norm: float | None
+    epsilon_start: float
+    epsilon_end: float
+    epsilon_steps: int
+    eval_epsilon: float
+    double: bool
+    dueling: bool
+    n_steps: int
+    priority_alpha: float | None
+    priority_beta: float
+    noisy_sigma: float | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check()
+        setup = self.setup
+        self.generator = setup.seeds.torch("dqn", setup.device.torch)
+        self.net = setup.device.place(self.make_network())
+        self.target_net = deepcopy(self.net).requires_grad_(False)
+        self.optimizer = self.make_optimizer()
+        self.collector = setup.make_collector(self.num_envs, raw=True)
+        self.replay = setup.make_replay(
+            num_envs=self.num_envs,
+            capacity=self.buffer_size,
+            num_steps=self.train_every // self.num_envs,
+            n_steps=self.n_steps,
+            gamma=self.gamma,
+            alpha=self.priority_alpha,
+        )
+        self._check_buffer_size()
+        self.updates = 0
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        weights = self.net.parameters()
+        if self.optimizer_name == "adam":
+            return torch.optim.Adam(weights, lr=self.learning_rate, eps=self.optimizer_eps)
+        return RMSpropTF(
+            weights, lr=self.learning_rate, alpha=0.95, eps=self.optimizer_eps, square_init=0.0, centered=True
+        )
+
+    # --- What it predicts; the distributional algorithms differ here alone ------------------------------
+
+    def make_network(self) -> nn.Module:
+        return self.make_q_network(1)
+
+    def q_values(self, net: nn.Module, obs: Tensor) -> Tensor:
+        """obs: [B, *obs] -> Q(s, .): [B, A]."""
+        return net(obs).squeeze(-1)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss and the surprise (for priorities) of each sample, [M] both, and the mean of Q."""
+        q = self.q_values(self.net, batch["obs"])
+        chosen = q.gather(1, batch["action"][:, None]).squeeze(1)
+        with torch.no_grad():
+            next_q = self.q_values(self.target_net, batch["next_obs"])
+            next_action = self.greedy(batch["next_obs"], next_q)
+            next_value = next_q.gather(1, next_action[:, None]).squeeze(1)
+            target = batch["reward"] + batch["discount"] * next_value
+        loss = nn.functional.smooth_l1_loss if self.loss_name == "huber" else nn.functional.mse_loss
+        return loss(chosen, target, reduction="none"), (target - chosen).abs(), q.mean()
+
+    def greedy(self, obs: Tensor, target_q: Tensor) -> Tensor:
+        """Return the action that the target values, [M]: by the target itself, or by Q if `double`."""
+        return (self.q_values(self.net, obs) if self.double else target_q).argmax(1)
+
+    def make_q_network(self, num_outputs: int) -> QNetwork:
+        return QNetwork(
+            self.setup.make_torso,
+            self.num_actions,
+            num_outputs,
+            dueling=self.dueling,
+            noisy_sigma=self.noisy_sigma,
+        )
+
+    # --- The loop ---------------------------------------------------------------------------------------
+
+    def step(self) -> Metrics:
+        before = self.steps
+        self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
+        metrics: Metrics = {"rollout/exploration_rate": self.epsilon()}
+        if self.steps >= self.learning_starts and len(self.replay) >= self.batch_size:
+            for _ in range(self.num_updates):
+                metrics |= self.update()
+        if crossed(self.target_every, before, self.steps):
+            self.target_net.load_state_dict(self.net.state_dict())
+        return metrics | {"train/n_updates": self.updates}
+
+    def update(self) -> Metrics:
+        """Draw a minibatch and step down the gradient of its loss."""
+        self.batch = self.sample()
+        self.draw_noise(self.net, self.target_net)
+        with self.setup.device.autocast():
+            losses, surprise, q_value = self.losses(self.batch)
+        loss = (losses * self.batch["weight"]).mean() if "weight" in self.batch else losses.mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        clip_gradients(self.net, self.max_grad_norm)
+        self.optimizer.step()
+        if isinstance(self.replay, PrioritizedReplay):
+            self.replay.update(self.batch["place"], surprise)
+        self.updates += 1
+        return {"train/loss": loss.detach(), "train/q_value": q_value.detach()}
+
+    def sample(self) -> Batch:
+        if isinstance(self.replay, PrioritizedReplay):
+            return self.replay.sample(self.batch_size, linear(self.priority_beta, 1.0, self.progress))
+        return self.replay.sample(self.batch_size)
+
+    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
+        """Choose as the learner does: at random during the warm-up, then epsilon-greedily."""
+        explore = self.coins(len(obs), self.epsilon(), self.generator)
+        if explore.all():
+            return {"action": self.random_actions(len(obs), self.generator)}, state
+        self.draw_noise(self.net)
+        with self.setup.device.autocast():
+            greedy = self.q_values(self.net, obs).argmax(1)
+        if explore.any():
+            greedy = torch.where(explore, self.random_actions(len(obs), self.generator), greedy)
+        return {"action": greedy}, state
+
+    def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
+        with self.setup.device.autocast(), quiet(self.net):
+            action = self.q_values(self.net, obs).argmax(1)
+        if self.eval_epsilon > 0:
+            explore = self.coins(len(obs), self.eval_epsilon, None)
+            action = torch.where(explore, self.random_actions(len(obs), None), action)
+        return action, state
+
+    def epsilon(self) -> float:
+        """Return the probability of a random action now."""
+        if self.steps < self.learning_starts:
+            return 1.0
+        return linear(self.epsilon_start, self.epsilon_end, self.steps / max(self.epsilon_steps, 1))
+
+    def draw_noise(self, *nets: nn.Module) -> None:
+        if self.noisy_sigma is not None:
+            for net in nets:
+                resample(net, self.generator)
+
+    def coins(self, count: int, probability: float, generator: torch.Generator | None) -> Tensor:
+        return torch.rand(count, generator=generator, device=self.setup.device.torch) < probability
+
+    def random_actions(self, count: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randint(self.num_actions, (count,), generator=generator, device=self.setup.device.torch)
+
+    @property
+    def num_actions(self) -> int:
+        assert isinstance(self.setup.action_space, spaces.Discrete)
+        return int(self.setup.action_space.n)
+
+    def acting_networks(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
+
+    def _check(self) -> None:
+        for key in ("num_envs", "train_every", "num_updates", "batch_size", "buffer_size", "target_every", "n_steps"):
+            check_range(f"algo.{key}", getattr(self, key), 1)
+        for key in ("learning_starts", "learning_rate", "optimizer_eps", "epsilon_steps"):
+            check_range(f"algo.{key}", getattr(self, key), 0)
+        for key in ("gamma", "epsilon_start", "epsilon_end", "eval_epsilon", "priority_alpha", "priority_beta"):
+            check_range(f"algo.{key}", getattr(self, key), 0, 1)
+        check_range("algo.max_grad_norm", self.max_grad_norm, 0)
+        check_range("algo.noisy_sigma", self.noisy_sigma, 0)
+        if self.train_every % self.num_envs:
+            nearest = max(1, round(self.train_every / self.num_envs)) * self.num_envs
+            raise UserError(
+                f"algo.train_every={self.train_every} must be a multiple of num_envs = {self.num_envs}: that many "
+                f"agent steps are taken at once; try {nearest}"
+            )
+
+    def _check_buffer_size(self) -> None:
+        """Raise UserError for a replay that could never give a minibatch: nothing would be learned."""
+        if self.buffer_size < self.train_every or self.replay.largest_length < self.batch_size:
+            raise UserError(
+                f"algo.buffer_size={self.buffer_size} must hold the {self.train_every} steps between updates, and a "
+                f"minibatch of {self.batch_size} besides the newest {self.n_steps} steps of each of "
+                f"{self.num_envs} environments, which still wait for their returns: raise it"
+            )
