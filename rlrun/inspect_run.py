@@ -1,6 +1,7 @@
 """Stored runs, taken up to be looked at: `rlrun.load`, and the verb `eval`."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,15 @@ class LoadedRun:
         self._state, self._first = None, True
 
 
-def load(run: str | Path, checkpoint: str | int = "best") -> LoadedRun:
+def load(run: str | Path, checkpoint: str | int = "best", device: Mapping[str, Any] | None = None) -> LoadedRun:
     """Return the policy of a run folder: of its best evaluation, its last checkpoint, or that of a step.
 
-    Raises UserError for a folder that is not a run, or a checkpoint that is not there.
+    `device` holds the keys of device.* that shall differ from the run's, such as {"kind": "cpu"}. Raises UserError
+    for a folder that is not a run, or a checkpoint that is not there.
     """
     folder = RunFolder.existing(run)
     config = folder.config()
+    config["device"] |= device or {}
     stored, manifest = _stored(folder, str(checkpoint))
     if config["device"]["kind"] == "cuda" and not torch.cuda.is_available():
         print("the run was on cuda; there is none here, so its policy plays on the CPU", file=sys.stderr)
@@ -86,12 +89,18 @@ def load(run: str | Path, checkpoint: str | int = "best") -> LoadedRun:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """rlrun eval RUN [episodes=100] [checkpoint=best|last|STEP] [seed=N]: play episodes and report them."""
-    path, options = parse(arguments, {"episodes": 100, "checkpoint": "last", "seed": 0}, "eval")
-    if options["episodes"] < 1:
+    """rlrun eval RUN [episodes=100] [checkpoint=last|best|STEP] [seed=0] [first_seed=N]: play episodes, report them.
+
+    Episodes are seeded from the range that is kept for reports, at a place that `seed` chooses; first_seed=N plays
+    environment seeds N, N + 1, ... instead, for comparison with scores from elsewhere.
+    """
+    defaults = {"episodes": 100, "checkpoint": "last", "seed": 0, "first_seed": None}
+    path, options = parse(arguments, defaults, "eval")
+    if (options["episodes"] or 0) < 1:
         raise UserError(f"episodes={options['episodes']} is out of range: expected at least 1")
+    _check_seeds(options)
     run = load(path, options["checkpoint"])
-    seeds = run.agent.seeds.episodes(f"eval {options['seed']}", REPORT_SEEDS, options["episodes"])
+    seeds, name = _episode_seeds(run, options)
     result = run.agent.evaluator(run.config["eval"]["max_steps"]).evaluate(seeds)
     assert result is not None
     report = {
@@ -100,7 +109,7 @@ def evaluate(arguments: list[str]) -> int:
         "step": run.step,
         "protocol": run.agent.protocol(str(options["checkpoint"])),
     }
-    target = run.path / "evaluations" / f"step-{run.step}-seed-{options['seed']}.json"
+    target = run.path / "evaluations" / f"step-{run.step}-{name}.json"
     target.parent.mkdir(exist_ok=True)
     write_json(target, report)
     print(
@@ -109,6 +118,37 @@ def evaluate(arguments: list[str]) -> int:
         f"step {run.step:,} ({options['checkpoint']})\n{target}"
     )
     return 0
+
+
+def _check_seeds(options: dict[str, Any]) -> None:
+    """Raise UserError for a first_seed that is none, or that is given along with seed."""
+    first, last = options["first_seed"], REPORT_SEEDS.stop - options["episodes"]
+    if first is None:
+        return
+    if (
+        isinstance(first, bool)
+        or not isinstance(first, int | float)
+        or not (0 <= first <= last and int(first) == first)
+    ):
+        raise UserError(f"first_seed={first} is no environment seed: expected a whole number from 0 to {last}")
+    if options["seed"]:
+        raise UserError(
+            f"seed={options['seed']} chooses the episodes, and so does first_seed={first}: leave one of them out"
+        )
+
+
+def _episode_seeds(run: LoadedRun, options: dict[str, Any]) -> tuple[list[int], str]:
+    """Return the environments' seeds and what they are called in the report's name."""
+    if options["first_seed"] is None:
+        name = f"seed-{options['seed']}"
+        return run.agent.seeds.episodes(f"eval {options['seed']}", REPORT_SEEDS, options["episodes"]), name
+    first = int(options["first_seed"])
+    if first < REPORT_SEEDS.start:
+        print(
+            f"note: episodes {first}, {first + 1}, ... are among those that may have trained or chosen a policy",
+            file=sys.stderr,
+        )
+    return list(range(first, first + options["episodes"])), f"first-seed-{first}"
 
 
 def _stored(folder: RunFolder, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
