@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rlrun.difference import first_difference, rows, timeless
+
+__all__ = ["first_difference", "rows"]  # for the tests that compare runs
+
 TESTS = Path(__file__).parent
 
 
@@ -67,15 +71,6 @@ def the_run(folder: Path) -> Path:
     return record.parent
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file without what depends on the clock."""
-    return [timeless(json.loads(line)) for line in path.read_text().splitlines()]
-
-
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not key.startswith("time/")}
-
-
 def final_state(run: Path) -> dict[str, Any]:
     """Return the state in the newest checkpoint."""
     newest = max(run.glob("checkpoints/step-*.pt"), key=lambda p: int(p.stem.removeprefix("step-")))
@@ -91,28 +86,6 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
-
-
-def first_difference(a: Any, b: Any, path: str = "") -> str | None:
-    """Return where two nested values differ in any bit, or None."""
-    if type(a) is not type(b):
-        return f"{path}: {type(a).__name__} and {type(b).__name__}"
-    if isinstance(a, torch.Tensor):
-        same = (
-            a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-            if (a.numel() and a.dim())
-            else torch.equal(a, b)
-        )
-        return None if same else f"{path}: tensors differ"
-    if isinstance(a, dict):
-        if list(a) != list(b):
-            return f"{path}: keys {list(a)} and {list(b)}"
-        return next((d for k in a if (d := first_difference(a[k], b[k], f"{path}/{k}"))), None)
-    if isinstance(a, list | tuple):
-        if len(a) != len(b):
-            return f"{path}: lengths {len(a)} and {len(b)}"
-        return next((d for i in range(len(a)) if (d := first_difference(a[i], b[i], f"{path}/{i}"))), None)
-    return None if a == b or (a != a and b != b) else f"{path}: {a} and {b}"
 
 
 def assert_identical(one: Path, other: Path) -> None:
