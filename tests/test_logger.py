@@ -1,3 +1,4 @@
+import io
 import json
 import math
 import os
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlrun.errors import RunFailed
+from rlrun.event_file import png_size
 from rlrun.logger import EPISODES, EVALUATIONS, METRICS, Logger, read_rows
 
 
@@ -22,10 +26,7 @@ def logger(tmp_path: Path) -> Iterator[Logger]:
 
 def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return {tag: [(step, value)]} as TensorBoard itself reads the folder."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    accumulator.Reload()
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
 
 
@@ -123,7 +124,8 @@ def test_without_a_checkpoint_the_files_are_cut_back_to_nothing(logger: Logger, 
 def test_the_state_counts_what_is_on_disk(logger: Logger, tmp_path: Path) -> None:
     logger.episode({"step": 1, "return": 1.0})  # not flushed by itself
     state = logger.state_dict()
-    assert state == {name: (tmp_path / name).stat().st_size for name in (METRICS, EPISODES, EVALUATIONS)}
+    lengths = {name: (tmp_path / name).stat().st_size for name in (METRICS, EPISODES, EVALUATIONS)}
+    assert state == {**lengths, "images": {}}
     assert state[EPISODES] > 0
 
 
@@ -182,3 +184,80 @@ def test_a_full_disk_is_explained_when_it_is_the_log_that_does_not_fit(tmp_path:
     logger = Logger(tmp_path, tensorboard=False)
     with pytest.raises(RunFailed, match="make room"):
         logger.metrics(1, {"train/loss": 0.5})
+
+
+def picture(shade: int, width: int = 5, height: int = 3) -> bytes:
+    """Return a PNG of one grey."""
+    buffer = io.BytesIO()
+    Image.new("L", (width, height), shade).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tensorboard_images(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Return {tag: [(step, PNG)]} as TensorBoard itself reads the folder."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    images = {tag: accumulator.Images(tag) for tag in accumulator.Tags()["images"]}
+    return {tag: [(e.step, e.encoded_image_string) for e in events] for tag, events in images.items()}
+
+
+def test_an_image_is_a_file_named_by_tag_and_step_and_is_in_tensorboard(logger: Logger, tmp_path: Path) -> None:
+    one, two, three = map(picture, (10, 20, 30))
+    logger.image(10, "policy/greedy", one)
+    logger.image(20, "policy/greedy", two)
+    (tmp_path / "elsewhere.png").write_bytes(three)
+    logger.image(20, "map", tmp_path / "elsewhere.png")
+    assert (tmp_path / "images/policy/greedy-20.png").read_bytes() == two
+    assert (tmp_path / "images/map-20.png").read_bytes() == three
+    assert tensorboard_images(tmp_path) == {"policy/greedy": [(10, one), (20, two)], "map": [(20, three)]}
+
+
+def test_after_a_resume_images_are_there_up_to_the_restored_step_and_no_further(tmp_path: Path) -> None:
+    before = Logger(tmp_path, tensorboard=True)
+    write(before, 10)
+    before.image(10, "policy", picture(10))
+    write(before, 20)
+    state = json.loads(json.dumps(before.state_dict()))
+    before.image(20, "values", picture(21))  # after the checkpoint of the same step
+    write(before, 30)
+    before.image(30, "policy", picture(30))
+    before.close()
+
+    resumed = Logger(tmp_path, tensorboard=True)
+    resumed.load_state_dict(state)
+    assert [p.name for p in (tmp_path / "images").iterdir()] == ["policy-10.png"]
+    assert tensorboard_images(tmp_path) == {"policy": [(10, picture(10))]}
+    assert tensorboard_scalars(tmp_path) == metrics_scalars(tmp_path)
+    resumed.image(20, "values", picture(21))
+    write(resumed, 30)
+    resumed.image(30, "policy", picture(30))
+    assert resumed.state_dict()["images"] == {"policy": 30, "values": 20}
+    resumed.close()
+    assert tensorboard_images(tmp_path) == {
+        "policy": [(10, picture(10)), (30, picture(30))],
+        "values": [(20, picture(21))],
+    }
+
+
+def test_a_state_from_before_there_were_images_drops_them_all(logger: Logger, tmp_path: Path) -> None:
+    logger.image(10, "policy", picture(1))
+    logger.load_state_dict({})
+    assert not list(tmp_path.rglob("*.png"))
+    assert tensorboard_images(tmp_path) == {}
+
+
+def test_a_file_of_the_users_own_among_the_images_is_left_alone(logger: Logger, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/mine.png").write_bytes(picture(1))
+    logger.load_state_dict({})
+    assert (tmp_path / "images/mine.png").exists()
+    assert tensorboard_images(tmp_path) == {}
+
+
+def test_what_is_no_picture_is_refused_and_leaves_nothing(logger: Logger, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no PNG"):
+        logger.image(1, "policy", b"GIF89a")
+    assert not (tmp_path / "images").exists()
+
+
+def test_the_size_of_a_png_is_read_from_its_header() -> None:
+    assert png_size(picture(0, width=300, height=7)) == (300, 7)
