@@ -1,6 +1,6 @@
 """The arguments of verbs: a run's folder, then key=value."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,19 @@ def split_run(arguments: list[str], verb: str) -> tuple[Path, list[str]]:
     ):
         raise UserError(f"rlrun {verb} needs the folder of a run: rlrun {verb} outputs/cartpole/ppo/default/seed=0")
     return Path(arguments[0]), arguments[1:]
+
+
+def split_paths(arguments: list[str], known: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Split paths from key=value. Run folders hold `=` themselves: what exists, or has a slash, is a path."""
+    paths: list[Path] = []
+    rest: list[str] = []
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if equals and (key in known or not (Path(argument).exists() or "/" in key)):
+            rest.append(argument)
+        else:
+            paths.append(Path(argument))
+    return paths, rest
 
 
 def key_values(arguments: list[str]) -> dict[str, Any]:

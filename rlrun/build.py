@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -18,15 +19,21 @@ from rlrun.checkpoint import Checkpoints
 from rlrun.config import seconds
 from rlrun.console import Console
 from rlrun.data.collector import Collector
+from rlrun.data.prioritized import PrioritizedReplay
+from rlrun.data.replay import Replay
+from rlrun.data.tabular_collector import TabularCollector, make_tabular_collector
 from rlrun.device import Device
 from rlrun.envs.base import EnvSpec
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
+from rlrun.envs.tabular import Model
 from rlrun.errors import UserError
 from rlrun.evaluation import Evaluator
 from rlrun.experiment import Experiment
+from rlrun.facts import Facts
 from rlrun.files import human_bytes
 from rlrun.logger import Logger
+from rlrun.mirror import Mirror
 from rlrun.run_folder import RunFolder
 from rlrun.seeding import TRAINING_SEEDS, Seeds, seed_global_generators
 from rlrun.signals import Signals
@@ -72,8 +79,11 @@ class Agent:
         }
 
 
-def build_agent(config: dict[str, Any]) -> Agent:
-    """Build device, environments, networks and algorithm. Raises UserError where they do not fit."""
+def build_agent(config: dict[str, Any], folder: Path | None = None) -> Agent:
+    """Build device, environments, networks and algorithm. Raises UserError where they do not fit.
+
+    `folder`: the run's, where a replay lies; without one it lies in a temporary folder once it is used.
+    """
     device: Device = _construct(config["device"])
     device.activate()
     seeds = Seeds(config["seed"])
@@ -86,7 +96,7 @@ def build_agent(config: dict[str, Any]) -> Agent:
     if spec.normalize_obs and not (isinstance(obs_space, spaces.Box) and obs_space.dtype.kind == "f"):
         raise UserError(f"env.normalize_obs=true is for vectors of real numbers, and env={spec.name} gives {obs_space}")
     algorithm_class = _locate(config["algo"]["_target_"])
-    _check_action_space(algorithm_class, config["algo"]["_target_"], action_space, spec)
+    _check_spaces(algorithm_class, config["algo"]["_target_"], obs_space, action_space, spec)
     # Rewards are scaled by the deviation of the return that the algorithm discounts.
     normalizer = Normalizer(
         obs_space.shape or (), max(1, config["algo"].get("num_envs", 1)), config["algo"].get("gamma", 1.0)
@@ -95,14 +105,17 @@ def build_agent(config: dict[str, Any]) -> Agent:
         obs_space=obs_space,
         action_space=action_space,
         make_torso=partial(_construct, config["network"], obs_space),
-        make_collector=lambda num_envs: collector(num_envs),
+        make_collector=lambda num_envs, raw=False: collector(num_envs, raw),
+        make_tabular_collector=lambda: tabular_collector(),
+        make_model=partial(_model, spec, config["algo"]["_target_"]),
+        make_replay=lambda **numbers: _make_replay(setup, spec, folder, config["checkpoint"]["every"], **numbers),
         normalizer=normalizer,
         seeds=seeds,
         device=device,
         total_steps=config["total_steps"],
     )
 
-    def collector(num_envs: int) -> Collector:
+    def collector(num_envs: int, raw: bool) -> Collector:
         _check_num_envs(num_envs, obs_space)
         name = f"environments of collector {len(setup.collectors)}"
         made = Collector(
@@ -112,7 +125,14 @@ def build_agent(config: dict[str, Any]) -> Agent:
             normalize_reward=spec.normalize_reward,
             clip_reward=spec.clip_reward,
             device=device.torch,
+            raw=raw,
         )
+        setup.collectors.append(made)
+        return made
+
+    def tabular_collector() -> TabularCollector:
+        _check_own_rewards(spec)
+        made = make_tabular_collector(spec, seeds, f"environments of collector {len(setup.collectors)}")
         setup.collectors.append(made)
         return made
 
@@ -124,18 +144,79 @@ def build_agent(config: dict[str, Any]) -> Agent:
     return Agent(algorithm=algorithm, spec=spec, device=device, seeds=seeds)
 
 
-def build_experiment(agent: Agent, config: dict[str, Any], folder: RunFolder, signals: Signals) -> Experiment:
+def _make_replay(
+    setup: Setup,
+    spec: EnvSpec,
+    folder: Path | None,
+    checkpoint_every: int,
+    *,
+    num_envs: int,
+    capacity: int,
+    num_steps: int,
+    n_steps: int,
+    gamma: float,
+    alpha: float | None,
+) -> Replay:
+    """Make a replay for an algorithm.
+
+    num_steps: how many steps of each environment are added at once; alpha: the exponent of prioritized
+    replay, None for a uniform one; the others as in `Replay`.
+    """
+    per_env = checkpoint_every // num_envs + num_steps
+    # Twice the records between checkpoints: the last one may prove corrupt. But over all environments not more than
+    # a fiftieth of a large replay: checkpoints are cheap, and are made more often where the slack is used up.
+    slack = min(2 * per_env, max(20_000, capacity // 50) // num_envs) + 8 * (num_steps + spec.stacked_frames())
+    number = len(setup.replays)
+    arguments: dict[str, Any] = {
+        "folder": folder / "replay" / str(number) if folder else None,
+        "obs_space": setup.obs_space,
+        "action_space": setup.action_space,
+        "num_envs": num_envs,
+        "capacity": capacity,
+        "slack": slack,
+        "n_steps": n_steps,
+        "gamma": gamma,
+        "frame_stack": spec.stacked_frames(),
+        "generator": setup.seeds.numpy(f"replay {number}"),
+        "device": setup.device.torch,
+        "normalizer": setup.normalizer if spec.normalize_obs or spec.normalize_reward else None,
+        "normalize_obs": spec.normalize_obs,
+        "normalize_reward": spec.normalize_reward,
+    }
+    try:
+        made = Replay(**arguments) if alpha is None else PrioritizedReplay(**arguments, alpha=alpha)
+    except MemoryError as error:
+        raise UserError(f"algo.buffer_size={capacity}: its priorities do not fit into memory ({error})") from error
+    setup.replays.append(made)
+    return made
+
+
+def build_experiment(
+    agent: Agent,
+    config: dict[str, Any],
+    folder: RunFolder,
+    signals: Signals,
+    prune: Callable[[int, float], bool] | None = None,
+) -> Experiment:
     """Tie an agent to its run folder, which must exist."""
     stop = schema.Stop(**config["stop"])
     title = f"{agent.spec.name}/{type(agent.algorithm).__name__.lower()}/seed={config['seed']}"
     log = schema.Log(**config["log"])
+    console = Console(title, config["total_steps"], enabled=log.console, log_file=folder.path / "run.log")
+    facts = Facts.of(folder.record(), folder.config())
+    options = {name: config[name] for name in log.trackers}
+    mirror = Mirror(folder.path, facts, options, console.notice) if options else None
+    checkpoints = Checkpoints(folder.path, config["checkpoint"]["keep"])
+    if not checkpoints.steps():  # else their replay is there
+        for replay in agent.algorithm.setup.replays:
+            replay.ring.reserve()
     return Experiment(
         algorithm=agent.algorithm,
         normalizer=agent.normalizer,
-        logger=Logger(folder.path, tensorboard=log.tensorboard),
-        checkpoints=Checkpoints(folder.path, config["checkpoint"]["keep"]),
+        logger=Logger(folder.path, tensorboard=log.tensorboard, facts=facts, mirror=mirror),
+        checkpoints=checkpoints,
         evaluator=agent.evaluator(config["eval"]["max_steps"], signals),
-        console=Console(title, config["total_steps"], enabled=log.console, log_file=folder.path / "run.log"),
+        console=console,
         folder=folder,
         signals=signals,
         seeds=agent.seeds,
@@ -147,6 +228,7 @@ def build_experiment(agent: Agent, config: dict[str, Any], folder: RunFolder, si
         after_seconds=seconds(stop.after_time),
         protocol=agent.protocol(),
         fingerprint=agent.fingerprint(),
+        prune=prune,
     )
 
 
@@ -157,6 +239,7 @@ class Estimate:
     checkpoint: int
     disk: int
     memory: int
+    replay: int = 0  # of the disk
 
     def __str__(self) -> str:
         return f"needs about {human_bytes(self.disk)} of disk and {human_bytes(self.memory)} of memory"
@@ -167,11 +250,12 @@ def estimate(agent: Agent, config: dict[str, Any]) -> Estimate:
     algorithm = agent.algorithm
     weights = sum(p.nbytes for m in algorithm.networks().values() for p in m.parameters())
     checkpoint = 3 * weights + sum(c.obs.nbytes for c in algorithm.setup.collectors) + 200_000
-    disk = checkpoint * (config["checkpoint"]["keep"] + 2) + config["total_steps"] * LOG_BYTES_PER_STEP
+    replay = sum(r.ring.missing_bytes() for r in algorithm.setup.replays)
+    disk = checkpoint * (config["checkpoint"]["keep"] + 2) + config["total_steps"] * LOG_BYTES_PER_STEP + replay
     stored = sum(c.bytes_per_step() for c in algorithm.setup.collectors) * algorithm.stored_steps()
     # Weights, gradients, two moments and a checkpoint in the making; a rollout and its minibatches.
     memory = _resident_bytes() + 6 * weights + 3 * stored
-    return Estimate(checkpoint, disk, memory)
+    return Estimate(checkpoint, disk, memory, replay)
 
 
 def check_room(needed: Estimate, folder: Path) -> None:
@@ -179,9 +263,10 @@ def check_room(needed: Estimate, folder: Path) -> None:
     existing = next(path for path in [folder, *folder.resolve().parents] if path.exists())
     free = shutil.disk_usage(existing).free
     if needed.disk > free:
+        lower = ", lower algo.buffer_size" if needed.replay > needed.disk / 2 else ""
         raise UserError(
             f"outputs: {folder} has {human_bytes(free)} free and the run needs about {human_bytes(needed.disk)}: "
-            "make room, or choose another folder with outputs=..."
+            f"make room{lower}, or choose another folder with outputs=..."
         )
     available = _available_bytes()
     if available is not None and needed.memory - _resident_bytes() > available:
@@ -202,13 +287,37 @@ def _check_num_envs(num_envs: int, obs_space: Any) -> None:
         )
 
 
-def _check_action_space(algorithm: type[Algorithm], target: str, space: Any, spec: EnvSpec) -> None:
-    kind = type(space).__name__
+def _check_spaces(algorithm: type[Algorithm], target: str, obs_space: Any, action_space: Any, spec: EnvSpec) -> None:
+    kind = type(action_space).__name__
     if kind not in algorithm.action_spaces:
         raise UserError(
-            f"algo={target} cannot act in env={spec.name}: its action space is {space}, and this algorithm takes "
-            f"{', '.join(algorithm.action_spaces)}; `rlrun list` shows which algorithms take {kind}"
+            f"algo={target} cannot act in env={spec.name}: its action space is {action_space}, and this algorithm "
+            f"takes {', '.join(algorithm.action_spaces)}; `rlrun list` shows which algorithms take {kind}"
         )
+    if algorithm.obs_spaces is not None and type(obs_space).__name__ not in algorithm.obs_spaces:
+        raise UserError(
+            f"algo={target} cannot learn in env={spec.name}: its observation space is {obs_space}, and this algorithm "
+            f"takes {', '.join(algorithm.obs_spaces)}; `rlrun list` shows which algorithms take others"
+        )
+
+
+def _model(spec: EnvSpec, target: str) -> Model:
+    _check_own_rewards(spec)
+    model = spec.model()
+    if model is None:
+        raise UserError(
+            f"algo={target} plans with a known model, and env={spec.name} brings none: frozenlake, frozenlake8x8, "
+            "taxi, cliffwalking and three_state_mdp do; algo=q_learning learns without one"
+        )
+    return model
+
+
+def _check_own_rewards(spec: EnvSpec) -> None:
+    for key in ("clip_reward", "normalize_reward"):
+        if getattr(spec, key):
+            raise UserError(
+                f"env.{key}=true is for networks: a table learns from the rewards as they are, leave it out"
+            )
 
 
 def _construct(config: dict[str, Any], *positional: Any) -> Any:

@@ -6,12 +6,14 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlrun.config import conf_folder, import_paths, make_importable, register_resolvers
 from rlrun.errors import RunFailed, UserError, nearest
+from rlrun.files import scratch_prefix
 
 VERBS = {  # verb: module.function that takes the arguments after it and returns an exit code
     "resume": "rlrun.resume.resume",
@@ -21,8 +23,17 @@ VERBS = {  # verb: module.function that takes the arguments after it and returns
     "list": "rlrun.listing.list_options",
     "bench": "rlrun.bench.bench",
     "compare": "rlrun.analysis.compare.compare",
+    "aggregate": "rlrun.analysis.aggregate.aggregate",
+    "playground": "rlrun.playground.playground",
+    "reproduce": "rlrun.reproduce.reproduce",
+    "export": "rlrun.export.export",
+    "clean": "rlrun.clean.clean",
+    "tune": "rlrun.tuning.tune.tune",
 }
 EXIT_BAD_INPUT = 2
+# Hydra's launchers, and the extra that brings each; conf/hydra/launcher builds on them.
+LAUNCHERS = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")  # Hydra's, which run nothing
 
 
 def main() -> None:
@@ -73,84 +84,84 @@ def dispatch(arguments: list[str]) -> int:
 
 def run_hydra(arguments: list[str]) -> int:
     """Launch the run of each configuration that a command line composes; return the worst exit code."""
+    if sweeps(arguments):
+        return run_sweep(arguments)
     codes: list[int] = []
 
     def job(config: Any) -> None:
         try:
             codes.append(launch_composed(config))
-        except (UserError, RunFailed) as error:
-            # Caught here, so that in a sweep the jobs after this one still run.
+        except (UserError, RunFailed) as error:  # caught here: Hydra would add lines of its own
             print(f"error: {error}", file=sys.stderr)
             codes.append(EXIT_BAD_INPUT)
-        if codes[-1] > 128:  # interrupted: that ends a sweep, too
-            sys.exit(codes[-1])
 
-    if not sweeps(arguments):
-        with_hydra(arguments, job)
-        return max(codes, default=0)
+    with_hydra(arguments, job)
+    return max(codes, default=0)
 
-    from rlrun import sweep
 
-    _remember_config_dir(arguments)
-    points = sweep.points(arguments)
-    worst = 0
-    with sweep.scratch_folder() as folder:
-        try:
-            with_hydra(arguments, job)
-        finally:  # after Ctrl-C and after a launcher's failure, too
-            if found := sweep.outcomes(folder):
-                worst = sweep.report(found, len(points))
-    return worst
+def run_sweep(arguments: list[str]) -> int:
+    """Run what the points of a sweep are missing; return its exit code."""
+    from hydra._internal.utils import get_args_parser
+
+    with _hydra_explained(arguments):
+        _remember_config_dir(arguments)
+        register_resolvers()
+        from rlrun.sweep.conduct import sweep
+
+        return sweep([quoted(override) for override in get_args_parser().parse_args(arguments).overrides])
 
 
 def with_hydra(arguments: list[str], job: Callable[[Any], None]) -> None:
     """Call `job` with each DictConfig that the arguments compose. Raises UserError if they do not."""
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message below is the only one
     _remember_config_dir(arguments)
     register_resolvers()
     typed = sys.argv
     try:
-        with tempfile.TemporaryDirectory(prefix="rlrun-") as scratch:  # Hydra notes a sweep's overrides there
-            sys.argv = [typed[0], *arguments, *([f"hydra.sweep.dir={scratch}"] if sweeps(arguments) else [])]
+        # Hydra notes a sweep's overrides there.
+        with _hydra_explained(arguments), tempfile.TemporaryDirectory(prefix=scratch_prefix("hydra")) as scratch:
+            sweep_dir = [f"hydra.sweep.dir={scratch}"] if sweeps(arguments) else []
+            sys.argv = [typed[0], *map(quoted, arguments), *sweep_dir]
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, arguments) from error
     finally:
         sys.argv = typed
 
 
+@contextmanager
+def _hydra_explained(arguments: list[str]) -> Iterator[None]:
+    """Raise UserError for what Hydra raises in the block."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, arguments) from error
+
+
+def quoted(argument: str) -> str:
+    """Return key=value with quotes around a value that is a run's path: Hydra takes its seed=0 for a mistake."""
+    key, _, value = argument.partition("=")
+    plain = "/" in value and "=" in value and not any(c in value for c in "'\"[]{}(),$\\")
+    return f"{key}='{value}'" if plain else argument
+
+
 def sweeps(arguments: list[str]) -> bool:
-    """Say whether a command line asks for several runs."""
-    return any(argument in ("-m", "--multirun") for argument in arguments)
+    """Say whether a command line asks for several runs, and not for its configuration to be shown."""
+    if any(argument in ("-m", "--multirun") for argument in arguments):
+        return True
+    shows = any(argument.partition("=")[0] in SHOWING for argument in arguments)
+    return not shows and any(argument.startswith(("+study=", "hydra.mode=MULTIRUN")) for argument in arguments)
 
 
 def launch_composed(config: Any) -> int:
     """Launch the run of a configuration that Hydra composed."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from rlrun.compose import names_of, resolved
-    from rlrun.config import validate
+    from rlrun.compose import planned
     from rlrun.launch import launch
-    from rlrun.sweep import FAILED, UNKNOWN, must_stop, note_outcome
 
-    if must_stop(config.on_error):
-        return 0
-    hydra_config = HydraConfig.get()
-    choices, place = hydra_config.runtime.choices, UNKNOWN
-    try:
-        if choices["protocol"] != "none" and "frame_skip" not in config.env:
-            raise UserError(f"protocol={choices['protocol']} is for Atari games, and env={choices['env']} is none")
-        plain = validate(resolved(config))
-        names = names_of(plain, hydra_config.overrides.task, choices)
-        place = names.place
-        return launch(plain, names)
-    except (UserError, RunFailed) as error:
-        note_outcome(place, FAILED, EXIT_BAD_INPUT, str(error))
-        raise
+    return launch(*planned(config))
 
 
 def _remember_config_dir(arguments: list[str]) -> None:
@@ -173,12 +184,16 @@ def _explain(error: Exception, arguments: list[str]) -> UserError:
     text = str(error)
     if found := re.search(r"Could not (?:override|append to config.*?) '([^']+)'", text):
         key, known = found[1].partition("@")[0], known_keys(arguments)
+        if key == "study":
+            return UserError("a study is added with a plus sign: +study=...")
         if key.startswith("env.kwargs"):
             return UserError(f"{key}: what is new to env.kwargs is added with a plus sign, +env.kwargs.name=value")
         return unknown_key(key, [*known, *GROUPS])
-    if found := re.search(r"Could not find '(\w+)/([^']+)'", text):
+    if found := re.search(r"Could not (?:find|load) '(hydra/launcher|\w+)/([^']+)'", text):
         group, name = found.groups()
-        known = options(group)
+        if group == "hydra/launcher" and name in LAUNCHERS:
+            return UserError(f'{group}={name} needs an extra: pip install "rlrun[{LAUNCHERS[name]}]"')
+        known = sorted([*options(group), *(LAUNCHERS if group == "hydra/launcher" else ())])
         return UserError(f"{group}={name} does not exist.{nearest(name, known)} Known: {', '.join(known)}")
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return UserError(f"{found[1]} has several values: add -m to run one after the other, or quote a list as [a,b]")

@@ -2,18 +2,31 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlrun.config import conf_folder, flatten, is_learning_key
+from rlrun.config import conf_folder, flatten, is_learning_key, validate
 from rlrun.errors import UserError
 from rlrun.launch import Names
 from rlrun.run_folder import variant
 
 NAMES_OF_ENV = ("env.id", "env.game", "env.name")  # these are in the folder's name already
 CHOICES = ("algo", "env", "network", "device", "protocol", "tuned")
+
+
+def planned(config: DictConfig) -> tuple[dict[str, Any], Names]:
+    """Return the validated configuration and the names of the run that Hydra has just composed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
+    if choices["protocol"] != "none" and "frame_skip" not in config.env:
+        raise UserError(f"protocol={choices['protocol']} is for Atari games, and env={choices['env']} is none")
+    plain = validate(resolved(config))
+    return plain, names_of(plain, hydra.overrides.task, choices)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -79,10 +92,15 @@ def known_keys(arguments: Sequence[str]) -> list[str]:
 
 def _without_overrides(choices: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return values and choices as they are when only algo and env, and what they imply, are chosen."""
-    base = _compose([f"algo={choices['algo']}", f"env={choices['env']}"], hydra=True)
-    default_choices = dict(base.hydra.runtime.choices)
-    chosen = [f"{group}={choices[group]}" for group in CHOICES if group in choices]
-    return dict(flatten(_plain(_compose(chosen)))), default_choices
+    chosen = tuple(f"{group}={choices[group]}" for group in CHOICES if group in choices)
+    return _composed_from(chosen, os.environ.get("RLRUN_CONFIG_DIR"))
+
+
+@lru_cache
+def _composed_from(chosen: tuple[str, ...], config_dir: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compose once what the points of a sweep share. `config_dir` is where `_compose` looks, too."""
+    base = _compose([choice for choice in chosen if choice.startswith(("algo=", "env="))], hydra=True)
+    return dict(flatten(_plain(_compose(list(chosen))))), dict(base.hydra.runtime.choices)
 
 
 def _compose(overrides: list[str], *, hydra: bool = False) -> DictConfig:
@@ -91,7 +109,7 @@ def _compose(overrides: list[str], *, hydra: bool = False) -> DictConfig:
 
     extra = os.environ.get("RLRUN_CONFIG_DIR")
     if extra:
-        overrides = [*overrides, f"hydra.searchpath=[file://{extra}]"]
+        overrides = [*overrides, f"hydra.searchpath=['file://{extra}']"]  # quoted: a path may hold =
     saved = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

@@ -8,6 +8,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,45 @@ def tuned_for(algo: str, env: str) -> str:
     return "none"
 
 
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored run's configuration with the keys that came into being after it.
+
+    They get the values of today's files: a new key's default is to leave everything as it was.
+    """
+    base = _yaml(conf_folder() / "config.yaml")
+    top = {key: value for key, value in base.items() if key not in (*schema.SECTIONS, "defaults", "hydra")}
+    result = {**_plain(top), **stored}
+    for section in schema.SECTIONS:
+        result[section] = {**_plain(base[section]), **result.get(section, {})}
+    for group in GROUPS:
+        if isinstance(values := result.get(group), dict):
+            result[group] = {**_group_defaults(group, str(values.get("_target_"))), **values}
+    return result
+
+
+@lru_cache
+def _group_defaults(group: str, target: str) -> dict[str, Any]:
+    """Return the plain values of the first option of a group that builds `target`."""
+    for name in options(group):
+        path = option_file(group, name)
+        assert path is not None
+        content = _yaml(path).get(group, _yaml(path))
+        if content.get("_target_") == target:
+            return _plain(content)
+    return {}
+
+
+@lru_cache
+def _yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is only a value after Hydra has composed it."""
+    composed = ("${", "???")
+    return {k: v for k, v in values.items() if k != "defaults" and not (isinstance(v, str) and v.startswith(composed))}
+
+
 def env_of_id(gym_id: str | None) -> str | None:
     """Return the named environment that has this Gymnasium id, if there is one."""
     for name in options("env"):
@@ -145,7 +185,7 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
     top = {k: v for k, v in config.items() if k not in schema.SECTIONS and k not in GROUPS}
     checked = _check("", top, known, "rlrun", extra_known=[*schema.SECTIONS, *GROUPS])
     for section, cls in schema.SECTIONS.items():
-        checked[section] = _check(section, config[section], fields_of(schema.__name__, cls.__name__), section)
+        checked[section] = _check(section, config.get(section, {}), fields_of(schema.__name__, cls.__name__), section)
     for group in GROUPS:
         target = config[group]["_target_"]
         module, _, name = target.rpartition(".")

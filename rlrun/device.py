@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rlrun.errors import UserError
+from rlrun.sweep import CORES
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -54,7 +55,8 @@ class Device:
 
     def choose_threads(self, num_weights: int) -> None:
         """Set the number of CPU threads for training networks of this size in all."""
-        all_cores = len(os.sched_getaffinity(0))
+        share = os.environ.get(CORES)  # in a sweep that runs several at once
+        all_cores = int(share) if share else len(os.sched_getaffinity(0))
         torch.set_num_threads(self.threads or (all_cores if num_weights >= WORTH_SEVERAL_THREADS else 1))
 
     @property

@@ -3,6 +3,7 @@
 import io
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,19 +17,14 @@ from rlrun.console import Console
 from rlrun.envs.normalizer import Normalizer
 from rlrun.errors import RunFailed
 from rlrun.evaluation import Evaluation, Evaluator
+from rlrun.facts import FINISHED, INTERRUPTED, PRUNED
 from rlrun.files import human_seconds, write_atomically, write_json
 from rlrun.logger import METRICS, Logger
+from rlrun.math.schedules import crossed
 from rlrun.run_folder import RunFolder
 from rlrun.seeding import REPORT_SEEDS, SELECTION_SEEDS, GlobalGenerators, Seeds
 from rlrun.signals import Signals
 from rlrun.stateful import Stateful, StateMismatch
-
-FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
-
-
-def crossed(every: int, before: int, now: int) -> bool:
-    """Say whether a multiple of `every` lies in (before, now]. Pure: there is no counter to save."""
-    return now // every > before // every
 
 
 class Clock:
@@ -46,7 +42,7 @@ class Clock:
 class Experiment(Stateful):
     """A run: what it needs are fields, what it remembers are the attributes set in __post_init__."""
 
-    transient: ClassVar[frozenset[str]] = frozenset({"clock", "last_row", "window"})
+    transient: ClassVar[frozenset[str]] = frozenset({"clock", "last_row", "pruned", "window"})
 
     normalizer: Normalizer  # before the algorithm, whose collectors share it: shared state is saved where first met
     algorithm: Algorithm
@@ -65,6 +61,7 @@ class Experiment(Stateful):
     after_seconds: float | None
     protocol: dict[str, Any]
     fingerprint: dict[str, Any]
+    prune: Callable[[int, float], bool] | None = None  # a search's verdict on (step, mean return) of an evaluation
 
     def __post_init__(self) -> None:
         self.generators = GlobalGenerators()
@@ -74,6 +71,7 @@ class Experiment(Stateful):
         self.clock = Clock()
         self.window = (0.0, 0)  # (seconds, steps) at the last row, for steps/s
         self.last_row: dict[str, Any] = {}
+        self.pruned = False
 
     def run(self) -> str:
         """Train from wherever the folder stands to the end; return the status it ends with."""
@@ -89,18 +87,20 @@ class Experiment(Stateful):
             if crossed(self.eval.every, before, now):
                 self.pending_evaluation = now
                 self.evaluate_pending()
-            if crossed(self.checkpoint.every, before, now):
+            if crossed(self.checkpoint.every, before, now) or self.algorithm.must_save():
                 self.save()
         self.save()
         if self.signals.received:
             return INTERRUPTED
-        return self.finish()
+        return PRUNED if self.pruned else self.finish()
 
     def done(self) -> bool:
-        return self.algorithm.steps >= self.total_steps or self.stopped_early() is not None
+        return self.algorithm.steps >= self.total_steps or self.pruned or self.stopped_early() is not None
 
     def stopped_early(self) -> str | None:
         """Return the key that ends the run before total_steps, if one does now."""
+        if (key := self.algorithm.converged()) is not None:
+            return key
         if self.at_return is not None and self.latest_return is not None and self.latest_return >= self.at_return:
             return "stop.at_return"
         if self.after_seconds is not None and self.clock.seconds() >= self.after_seconds:
@@ -227,6 +227,14 @@ class Experiment(Stateful):
         self.logger.metrics(
             step, {"eval/mean_reward": evaluation.mean_return, "eval/mean_ep_length": evaluation.mean_length}
         )
+        self.pruned = self.prune is not None and self.prune(step, evaluation.mean_return)
+
+        if not self.done():  # finish draws the last ones
+            self.draw_pictures(step)
+
+    def draw_pictures(self, step: int) -> None:
+        for name, png in self.algorithm.pictures().items():
+            self.logger.image(step, name, png)
 
     def policy_state(self) -> dict[str, Any]:
         """Return what it takes to play the present policy."""
@@ -241,6 +249,7 @@ class Experiment(Stateful):
             return INTERRUPTED
         steps, wall = self.algorithm.steps, self.clock.seconds()
         early = self.stopped_early() if steps < self.total_steps else None
+        self.draw_pictures(steps)
         write_json(
             self.folder.path / "result.json",
             {
@@ -253,6 +262,7 @@ class Experiment(Stateful):
                 "time/evaluation_seconds": round(time.monotonic() - started, 3),
             },
         )
+        self.logger.result(steps, final.mean_return)
         self.console.notice(result_line(final, steps, wall) + (f", ended early by {early}" if early else ""))
         return FINISHED
 

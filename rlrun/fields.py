@@ -35,15 +35,35 @@ def fields_of(module: str, name: str, group: str | None = None) -> dict[str, ast
     return {k: v for k, v in fields.items() if k not in NOT_CONFIGURED}
 
 
+def constant_of(module: str, name: str, attribute: str) -> Any:
+    """Return the literal that a class, or the nearest of its bases, gives to an annotated attribute; None if none."""
+    tree = _source(module, f"{module}.{name}")
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    if node is None:
+        return None
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == attribute and item.value:
+            return ast.literal_eval(item.value)
+    for base in node.bases:
+        origin = _origin(ast.unparse(base), module, tree)
+        if origin is not None and (value := constant_of(origin, ast.unparse(base), attribute)) is not None:
+            return value
+    return None
+
+
 def _base_fields(base: str, module: str, tree: ast.Module) -> dict[str, ast.expr]:
+    origin = _origin(base, module, tree)
+    return {} if origin is None else fields_of(origin, base)
+
+
+def _origin(base: str, module: str, tree: ast.Module) -> str | None:
+    """Return the module that a base class is from; None for those that have no fields."""
     if any(isinstance(n, ast.ClassDef) and n.name == base for n in tree.body):
-        return fields_of(module, base)
+        return module
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and any(a.name == base for a in node.names):
-            if node.module in ("abc", "typing", "torch", "torch.nn"):
-                return {}
-            return fields_of(node.module, base)
-    return {}
+            return None if node.module in ("abc", "typing", "torch", "torch.nn") else node.module
+    return None
 
 
 def _parameters(function: ast.FunctionDef, tree: ast.Module) -> dict[str, ast.expr]:

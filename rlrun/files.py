@@ -43,6 +43,11 @@ def beside(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
+def scratch_prefix(purpose: str) -> str:
+    """Return how a temporary folder's name begins: with its process, so that `rlrun clean` knows what was left."""
+    return f"rlrun-{purpose}-{os.getpid()}-"
+
+
 def disk_full(path: Path, needed: int, error: OSError) -> Exception:
     """Return RunFailed, which says how much was needed, for a full disk; any other error as it is."""
     if error.errno not in DISK_FULL:

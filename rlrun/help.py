@@ -10,12 +10,19 @@ Usage
   rlrun KEY=VALUE ...             train, or go on with a run that was stopped
   rlrun -m KEY=A,B ...            train all combinations, one after the other
   rlrun resume RUN [KEY=VALUE]    go on with a run from its folder alone, e.g. with a larger total_steps
-  rlrun eval RUN [episodes=100] [checkpoint=best|last|STEP]
+  rlrun eval RUN [episodes=100] [checkpoint=best|last|STEP] [first_seed=0]
   rlrun play RUN                  watch the policy: a window, or a video in RUN/videos
   rlrun ls [outputs]              a table of runs
   rlrun list                      everything that can be chosen, with a line about each
   rlrun bench KEY=VALUE ...       steps per second of a configuration, and where they go
-  rlrun compare PATHS ...         which is better, how surely: by=algo,variant metric=final|best|auc out=report
+  rlrun playground                random and hand-written policies, untrained: envs=cartpole,taxi episodes=20 seed=0
+  rlrun compare PATHS ...         which is better, how surely: by=algo,variant metric=final|best|auc|TAG
+                                  threshold=475 mix=true out=report into=FILE.md section=NAME
+  rlrun aggregate PATHS ...       mean and 95% interval over seeds, as runs that TensorBoard shows beside them
+  rlrun tune KEY=VALUE ...        search for hyperparameters: trials=50 seeds=3 confirm=5 jobs=1 space.KEY=[a,b]
+  rlrun reproduce RUN             run it again from its record: is every bit the same, and if not, where and why
+  rlrun export RUN                the policy as ONNX and safetensors, checked, with a model card in RUN/export
+  rlrun clean [PATHS ...]         show what finished runs no longer need, and free it: yes=true keep=replay,...
 
 Choose (algo=ppo env=cartpole, where nothing is said)
 {groups}
@@ -26,6 +33,7 @@ Set
   algo.num_envs=8  algo.gamma=0.99
   env.repeat_action_probability=0.25
   eval.every=  eval.episodes=  log.every=  checkpoint.every=  checkpoint.keep=    cadences, in steps
+  log.trackers=[wandb,mlflow]     the same numbers there, too: wandb.project=  mlflow.tracking_uri=
   stop.at_return=475  stop.after_time=2h    end early, cleanly
   name=my_run                     the run's folder, instead of one named after what you changed
   fresh=true                      set an existing run aside and start anew
@@ -37,6 +45,7 @@ Examples
   rlrun algo=ppo env=cartpole
   rlrun algo=ppo env=breakout seed=1 total_steps=1e6
   rlrun -m algo=ppo,a2c env=cartpole,acrobot "seed=range(5)"
+  rlrun algo=scripted env=cartpole algo.script=my_module.my_policy
   rlrun algo=ppo env=gym env.id=MountainCar-v0 algo.num_envs=16
   rlrun resume outputs/cartpole/ppo/default/seed=0 total_steps=200_000
 

@@ -1,24 +1,28 @@
 """One run, from its configuration to its exit code: new, continued, finished before, or refused."""
 
 import os
+import shutil
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlrun import record
+from rlrun import record, trackers
 from rlrun.config import differences, env_of_id, import_paths, is_learning_key, tuned_for
 from rlrun.errors import RunFailed, UserError
+from rlrun.facts import FAILED, FINISHED, INTERRUPTED, PRUNED
 from rlrun.files import DISK_FULL
 from rlrun.run_folder import RunFolder
-from rlrun.sweep import SKIPPED, Place, note_outcome
+from rlrun.sweep.outcomes import SKIPPED, Place, note_outcome
 
 if TYPE_CHECKING:
     from rlrun.build import Agent
 
 EXIT_FINISHED, EXIT_FAILED = 0, 1
+Prune = Callable[[int, float], bool]  # (step, mean return) of an evaluation -> whether the run shall end there
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Names:
         return RunFolder(Path(outputs) / self.env / self.algo / self.variant / f"seed={self.seed}")
 
 
-def launch(config: dict[str, Any], names: Names) -> int:
+def launch(config: dict[str, Any], names: Names, prune: Prune | None = None) -> int:
     """Train the run that the configuration names, or go on with it; return the process's exit code."""
     folder = names.folder(config["outputs"])
     if folder.exists() and not config["fresh"]:
@@ -52,22 +56,36 @@ def launch(config: dict[str, Any], names: Names) -> int:
                 f"{result.get('steps', 0):,} steps; fresh=true runs it again, `rlrun resume` extends it"
             )
             return EXIT_FINISHED
-        return train(folder, config)
-    return train(folder, config, names)
+        return train(folder, config, prune=prune)
+    return train(folder, config, names, prune=prune)
 
 
-def train(folder: RunFolder, config: dict[str, Any], names: Names | None = None) -> int:
-    """Build and run the experiment of a folder, which `names` asks to be made; return the exit code."""
+def train(
+    folder: RunFolder,
+    config: dict[str, Any],
+    names: Names | None = None,
+    *,
+    until: int | None = None,
+    prune: Prune | None = None,
+) -> int:
+    """Build and run the experiment of a folder, which `names` asks to be made; return the exit code.
+
+    `until` ends it after so many steps, while schedules keep to the configuration's total_steps; `prune` is asked
+    after each evaluation whether to end it there, which leaves it "pruned".
+    """
     started = time.monotonic()
     if folder.path.exists() and folder.locked():
         with folder.lock():  # raises, and says who holds it, before seconds go into building
             pass
     _check_writable(folder.path)
+    trackers.check(config)
     from rlrun.build import build_agent, check_room, estimate
     from rlrun.signals import Signals
 
     with Signals() as signals:
-        agent = build_agent(config)
+        agent = build_agent(config, folder.path)
+        if names is None:
+            _check_replay(folder, agent)
         needed = estimate(agent, config)
         check_room(needed, folder.path)
         if names is not None and folder.exists():  # fresh=true, and the new configuration has proved sound
@@ -82,18 +100,17 @@ def train(folder: RunFolder, config: dict[str, Any], names: Names | None = None)
             else:
                 _continue(folder, config)
             _say(f"{folder.path}  ({needed}; set up in {time.monotonic() - started:.1f} s)")
-            return _run(folder, config, agent, signals)
+            return _run(folder, config if until is None else {**config, "total_steps": until}, agent, signals, prune)
 
 
-def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any) -> int:
+def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any, prune: Prune | None) -> int:
     from rlrun.build import build_experiment
-    from rlrun.experiment import FAILED, FINISHED, INTERRUPTED
 
-    experiment = build_experiment(agent, config, folder, signals)
+    experiment = build_experiment(agent, config, folder, signals, prune)
     status, code, failure = FAILED, EXIT_FAILED, ""
     try:
         status = experiment.run()
-        code = EXIT_FINISHED if status == FINISHED else 128 + signals.received
+        code = EXIT_FINISHED if status in (FINISHED, PRUNED) else 128 + signals.received
         if status == INTERRUPTED:
             experiment.console.notice(
                 f"interrupted at step {agent.algorithm.steps:,}, saved; the same command goes on from there"
@@ -118,9 +135,12 @@ def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any
         experiment.evaluator.close()
         # On a full disk these fail as well, and what went wrong has been said.
         with suppress(OSError, RunFailed):
-            experiment.logger.close()
+            experiment.logger.close(status)
         with suppress(OSError, RunFailed):
             folder.update_record(status=status, ended=record.now(), steps=agent.algorithm.steps)
+            if status in (FINISHED, PRUNED) and not config["checkpoint"]["keep_replay"]:
+                # Only now: no kill can make the run need it again.
+                shutil.rmtree(folder.path / "replay", ignore_errors=True)
             stored = folder.record()
             place = (stored["env"], stored["algo"], stored["variant"], stored["seed"])
             note_outcome(place, status, code, failure)
@@ -150,6 +170,18 @@ def _begin(folder: RunFolder, config: dict[str, Any], names: Names, agent: "Agen
             **record.provenance(),
         }
     )
+
+
+def _check_replay(folder: RunFolder, agent: "Agent") -> None:
+    """Raise UserError for a run that cannot go on, before its result is taken away."""
+    from rlrun.checkpoint import Checkpoints
+
+    started = Checkpoints(folder.path, keep=1).steps()
+    if started and not all(replay.ring.exists() for replay in agent.algorithm.setup.replays):
+        raise UserError(
+            f"{folder.path} has lost its replay, without which it cannot go on: that of a finished run is deleted "
+            "unless it was started with checkpoint.keep_replay=true. fresh=true starts the run anew"
+        )
 
 
 def _about_tuned(names: Names, config: dict[str, Any]) -> str:

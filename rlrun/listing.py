@@ -1,6 +1,5 @@
 """`rlrun ls`: the runs below a folder. `rlrun list`: what can be chosen. Neither imports torch."""
 
-import ast
 import json
 from itertools import takewhile
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from rlrun.config import option_file, options
+from rlrun.config import lineage, option_file, options
 from rlrun.console import table_console
 from rlrun.errors import UserError
+from rlrun.fields import constant_of
 from rlrun.run_folder import RunFolder, find_runs
 
 TAIL_BYTES = 65_536  # enough for the last rows of a JSONL file
@@ -39,8 +39,8 @@ def list_options(arguments: list[str]) -> int:
     if arguments:
         raise UserError(f"rlrun list takes no arguments, not {arguments[0]}")
     console = table_console()
-    console.print(_options_table("algo", "acts in", lambda name, path: _action_spaces(path)))
-    for group in ("env", "network", "protocol", "device"):
+    console.print(_options_table("algo", "acts in", lambda name, path: _spaces(name)))
+    for group in ("env", "network", "protocol", "device", "study", "hydra/launcher"):
         console.print(_options_table(group, "", lambda name, path: ""))
     console.print("tuned pairs, applied by themselves: " + ", ".join(o for o in options("tuned") if o != "none"))
     from ale_py import roms
@@ -100,7 +100,8 @@ def _number(value: float | None) -> str:
 
 
 def _options_table(group: str, detail: str, describe: Any) -> Table:
-    table = Table(f"[bold]{group}=", detail, "", box=None, pad_edge=False, show_header=True)
+    plus = "+" if group == "study" else ""
+    table = Table(f"[bold]{plus}{group}=", detail, "", box=None, pad_edge=False, show_header=True)
     for name in options(group):
         path = option_file(group, name)
         assert path is not None
@@ -115,20 +116,16 @@ def _first_comment(path: Path) -> str:
     return " ".join(line.removeprefix("# ") for line in lines if "@package" not in line)
 
 
-def _action_spaces(path: Path) -> str:
-    """Return the class's action_spaces, read from the source."""
-    import importlib.util
-
-    target = (yaml.safe_load(path.read_text()) or {}).get("_target_")
-    if target is None:
+def _spaces(name: str) -> str:
+    """Return the action spaces that an algorithm takes, and the observations where it does not take all."""
+    files = [path for option in lineage("algo", name) if (path := option_file("algo", option)) is not None]
+    targets = [content["_target_"] for path in files if "_target_" in (content := yaml.safe_load(path.read_text()))]
+    if not targets:
         return ""
-    module, _, name = target.rpartition(".")
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    module, _, cls = targets[0].rpartition(".")
+    try:
+        actions, observations = (constant_of(module, cls, f"{kind}_spaces") for kind in ("action", "obs"))
+    except UserError:
         return "(not importable)"
-    for node in ast.walk(ast.parse(Path(spec.origin).read_text())):
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            for item in node.body:
-                if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == "action_spaces" and item.value:
-                    return ", ".join(ast.literal_eval(item.value))
-    return ""
+    acts = ", ".join(actions or ())
+    return f"{acts}; observes {', '.join(observations)}" if observations else acts

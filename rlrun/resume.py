@@ -72,6 +72,8 @@ def _has_more_to_do(folder: RunFolder, stored: dict[str, Any], config: dict[str,
     stopped_early = (folder.result() or {}).get("stopped_early")
     if stopped_early is None:
         return config["total_steps"] > stored["total_steps"]
+    if not stopped_early.startswith("stop."):
+        return False  # the algorithm itself found nothing left to learn
     if config["stop"] == stored["stop"]:
         print(f"{stopped_early} ended this run; {stopped_early}=null lets it go on", file=sys.stderr)
         return False

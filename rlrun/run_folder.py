@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlrun.config import make_importable, slug
+from rlrun.config import completed, make_importable, slug
 from rlrun.errors import UserError
 from rlrun.files import write_atomically, write_json
 
@@ -38,7 +38,8 @@ class RunFolder:
         return (self.path / "config.yaml").exists() and (self.path / "run.json").exists()
 
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text())
+        """Return the run's configuration, completed where it is older than one of its keys."""
+        return completed(yaml.safe_load((self.path / "config.yaml").read_text()))
 
     def write_config(self, config: dict[str, Any]) -> None:
         write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())

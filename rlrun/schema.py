@@ -16,6 +16,7 @@ class Eval:
 class Checkpoint:
     every: int  # steps between checkpoints
     keep: int  # how many are kept, besides the best policy
+    keep_replay: bool  # leave a finished run's replay on the disk, so that the run can be extended
 
 
 @dataclass
@@ -23,6 +24,20 @@ class Log:
     every: int  # steps between rows of metrics
     tensorboard: bool
     console: bool
+    trackers: list[str]  # that get the same numbers: wandb, mlflow
+
+
+@dataclass
+class WandB:
+    project: str
+    entity: str | None  # null: the account's own
+    mode: Literal["online", "offline"] | None  # null: as WANDB_MODE says, else online
+
+
+@dataclass
+class MLflow:
+    tracking_uri: str | None  # null: as MLFLOW_TRACKING_URI says, else MLflow's own default
+    experiment: str
 
 
 @dataclass
@@ -42,8 +57,8 @@ class Run:
 
 
 # Each group of keys and the class that names its fields.
-SECTIONS = {"eval": Eval, "checkpoint": Checkpoint, "log": Log, "stop": Stop}
+SECTIONS = {"eval": Eval, "checkpoint": Checkpoint, "log": Log, "wandb": WandB, "mlflow": MLflow, "stop": Stop}
 # Keys that say how to watch a run or where it runs, not what is learned: a stored run takes other values.
-WATCHING = ("eval", "checkpoint", "log", "stop", "name", "outputs", "fresh", "on_error", "device")
+WATCHING = ("eval", "checkpoint", "log", "wandb", "mlflow", "stop", "name", "outputs", "fresh", "on_error", "device")
 # Of those, what does change the numbers that are computed.
 LEARNING_EXCEPTIONS = ("device.precision",)

@@ -1,13 +1,13 @@
-"""Compare the speed of rlrun's PPO with Stable-Baselines3's, side by side in one run.
+"""Compare the speed of rlrun with Stable-Baselines3's, side by side in one run.
 
     pip install "rlrun[bench]"
-    python scripts/compare_sb3.py --work cartpole,cartpole_zoo,breakout --pairs 3 --seconds 20 --out speed.json
+    python scripts/compare_sb3.py --work ppo_cartpole,ppo_breakout,dqn_breakout --pairs 3 --seconds 20 --out speed.json
 
 The same settings are given to both. Machines drift by a third over minutes, so the two take turns (A B A B
 ...), and the ratio is taken pair by pair. Each window is a process of its own, so that neither lives with the
 other's allocator, threads or environment variables: rlrun's is the real command, logging to disk as it does;
-SB3's is `PPO.learn` without a logger. Neither evaluates or writes checkpoints. The time to start and a
-warm-up are left out on both sides.
+SB3's is `learn` without a logger. Neither evaluates or writes checkpoints. The time to start and a
+warm-up are left out on both sides. Of each side the most memory that its process held is noted, too.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -75,7 +76,47 @@ BREAKOUT: Settings = {  # Schulman et al. (2017), Table 5, and Baselines' ppo2
     "entropy_coef": 0.01,
     "share_torso": True,  # SB3's CnnPolicy always does, its MlpPolicy never does
 }
-WORKS = {"cartpole": CARTPOLE, "cartpole_zoo": CARTPOLE_ZOO, "breakout": BREAKOUT}
+DQN_BREAKOUT: Settings = {  # Mnih et al. (2015): a minibatch of 32 every 4 steps
+    "num_envs": 1,
+    "train_every": 4,
+    "num_updates": 1,
+    "batch_size": 32,
+    "buffer_size": 100_000,
+    "learning_starts": 100,
+    "learning_rate": 1e-4,
+    "gamma": 0.99,
+    "target_every": 1_000,
+    "max_grad_norm": 10.0,
+    "epsilon_steps": 1_000,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides train."""
+
+    algo: str
+    env: str
+    settings: Settings
+
+
+WORKS = {
+    "ppo_cartpole": Work("ppo", "cartpole", CARTPOLE),
+    "ppo_cartpole_zoo": Work("ppo", "cartpole", CARTPOLE_ZOO),
+    "ppo_breakout": Work("ppo", "breakout", BREAKOUT),
+    "dqn_breakout": Work("dqn", "breakout", DQN_BREAKOUT),
+}
+DQN_NAMES = {
+    "train_every": "train_freq",
+    "num_updates": "gradient_steps",
+    "batch_size": "batch_size",
+    "buffer_size": "buffer_size",
+    "learning_starts": "learning_starts",
+    "learning_rate": "learning_rate",
+    "gamma": "gamma",
+    "target_every": "target_update_interval",
+    "max_grad_norm": "max_grad_norm",
+}
 SB3_NAMES = {
     "num_steps": "n_steps",
     "batch_size": "batch_size",
@@ -92,7 +133,7 @@ def main() -> None:
     options = parse_options()
     if options.sb3_window:
         use_threads(options.sb3_threads)
-        print(sb3_window(WORKS[options.work[0]], options.work[0], options.seconds, options.seed))
+        print(sb3_window(WORKS[options.work[0]], options.seconds, options.seed))
         return
     results = {name: pairs_of(name, options) for name in options.work}
     print(markdown(results))
@@ -135,12 +176,14 @@ def pairs_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
     pairs = []
     for seed in range(options.pairs):
         load = os.getloadavg()[0]  # tells windows with a busy neighbour
-        ours = rlrun_window(WORKS[name], name, options.seconds, seed)
-        theirs = sb3_process(name, options, seed)
-        pairs.append({"rlrun": ours, "sb3": theirs, "ratio": ours / theirs, "load_before": load})
+        ours, our_memory = rlrun_window(WORKS[name], options.seconds, seed)
+        theirs, their_memory = sb3_process(name, options, seed)
+        memory = {"rlrun_gb": our_memory, "sb3_gb": their_memory}
+        pairs.append({"rlrun": ours, "sb3": theirs, "ratio": ours / theirs, "load_before": load, **memory})
         progress = f"{name} {seed + 1}/{options.pairs}: rlrun {ours:,.0f}, SB3 {theirs:,.0f} steps/s"
         print(progress, file=sys.stderr)
-    return {"settings": WORKS[name], "pairs": pairs, **{k: summary(pairs, k) for k in ("rlrun", "sb3", "ratio")}}
+    keys = ("rlrun", "sb3", "ratio", "rlrun_gb", "sb3_gb")
+    return {"settings": WORKS[name].settings, "pairs": pairs, **{key: summary(pairs, key) for key in keys}}
 
 
 def summary(pairs: list[dict[str, float]], key: str) -> dict[str, float]:
@@ -160,22 +203,23 @@ def steady_speed(marks: list[tuple[float, int]]) -> float:
 # --- rlrun ----------------------------------------------------------------------------------------------
 
 
-def rlrun_window(settings: Settings, name: str, seconds: float, seed: int) -> float:
-    """Train with the real command in a new process; return its steady steps per second."""
+def rlrun_window(work: Work, seconds: float, seed: int) -> tuple[float, float]:
+    """Train with the real command in a new process; return its steady steps per second and its memory in GB."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "rlrun", *rlrun_arguments(settings, name, seconds, seed), f"outputs={folder}"]
-        output_of(command)
+        command = [sys.executable, "-m", "rlrun", *rlrun_arguments(work, seconds, seed), f"outputs={folder}"]
+        _, memory = output_of(command)
         (path,) = Path(folder).rglob("metrics.jsonl")
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return steady_speed([(row["time/time_elapsed"], row["step"]) for row in rows if "time/time_elapsed" in row])
+    marks = [(row["time/time_elapsed"], row["step"]) for row in rows if "time/time_elapsed" in row]
+    return steady_speed(marks), memory
 
 
-def rlrun_arguments(settings: Settings, name: str, seconds: float, seed: int) -> list[str]:
-    per_iteration = settings["num_envs"] * settings["num_steps"]
+def rlrun_arguments(work: Work, seconds: float, seed: int) -> list[str]:
+    per_iteration = work.settings["num_envs"] * work.settings.get("num_steps", 100)
     return [
-        "algo=ppo",
-        f"env={environment(name)}",
-        *(f"algo.{key}={value}" for key, value in settings.items()),
+        f"algo={work.algo}",
+        f"env={work.env}",
+        *(f"algo.{key}={value}" for key, value in work.settings.items()),
         f"seed={seed}",
         f"total_steps={TOTAL_STEPS}",
         f"stop.after_time={WARM_UP + seconds}",
@@ -187,31 +231,33 @@ def rlrun_arguments(settings: Settings, name: str, seconds: float, seed: int) ->
     ]
 
 
-def environment(name: str) -> str:
-    return name.partition("_")[0]
-
-
-def output_of(command: list[str]) -> str:
-    """Return what the command prints. Ends this program with its message if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"{done.stderr}\nerror: {shlex.join(command)} ended with code {done.returncode}")
-    return done.stdout
+def output_of(command: list[str]) -> tuple[str, float]:
+    """Return what the command prints, and its peak memory in GB. Ends this program with its message if it fails."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=output, stderr=errors, text=True)
+        _, status, usage = os.wait4(process.pid, 0)
+        output.seek(0)
+        errors.seek(0)
+        if status != 0:
+            code = os.waitstatus_to_exitcode(status)
+            raise SystemExit(f"{errors.read()}\nerror: {shlex.join(command)} ended with code {code}")
+        return output.read(), usage.ru_maxrss * 1024 / 1e9
 
 
 # --- Stable-Baselines3 ----------------------------------------------------------------------------------
 
 
-def sb3_process(name: str, options: argparse.Namespace, seed: int) -> float:
+def sb3_process(name: str, options: argparse.Namespace, seed: int) -> tuple[float, float]:
     command = [sys.executable, __file__, "--sb3-window", f"--work={name}", f"--seed={seed}"]
     command += [f"--seconds={options.seconds}"]
     command += [f"--sb3-threads={options.sb3_threads}"] if options.sb3_threads else []
-    return float(output_of(command).splitlines()[-1])
+    output, memory = output_of(command)
+    return float(output.splitlines()[-1]), memory
 
 
-def sb3_window(settings: Settings, name: str, seconds: float, seed: int) -> float:
+def sb3_window(work: Work, seconds: float, seed: int) -> float:
     """Train in this process; return SB3's steady steps per second."""
-    from stable_baselines3 import PPO
+    from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Clock(BaseCallback):
@@ -230,8 +276,10 @@ def sb3_window(settings: Settings, name: str, seconds: float, seed: int) -> floa
         def _on_step(self) -> bool:
             return self.marks[-1][0] < WARM_UP + seconds
 
-    policy = "CnnPolicy" if name == "breakout" else "MlpPolicy"
-    model = PPO(policy, sb3_envs(name, settings["num_envs"], seed), seed=seed, **sb3_arguments(settings))
+    policy = "CnnPolicy" if work.env == "breakout" else "MlpPolicy"
+    algorithm, arguments = (DQN, dqn_arguments) if work.algo == "dqn" else (PPO, sb3_arguments)
+    envs = sb3_envs(work.env, work.settings["num_envs"], seed)
+    model = algorithm(policy, envs, seed=seed, **arguments(work.settings))
     clock = Clock()
     model.learn(TOTAL_STEPS, callback=clock)
     return steady_speed(clock.marks)
@@ -244,12 +292,12 @@ def use_threads(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
-def sb3_envs(name: str, num_envs: int, seed: int) -> Any:
+def sb3_envs(env: str, num_envs: int, seed: int) -> Any:
     """Return SB3's usual vector environment: one after the other, in this process."""
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
     from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
 
-    if name != "breakout":
+    if env != "breakout":
         return make_vec_env("CartPole-v1", num_envs, seed, vec_env_cls=DummyVecEnv)
     import ale_py
     import gymnasium
@@ -269,6 +317,11 @@ def sb3_arguments(settings: Settings) -> dict[str, Any]:
     }
 
 
+def dqn_arguments(settings: Settings) -> dict[str, Any]:
+    fraction = settings["epsilon_steps"] / TOTAL_STEPS
+    return {**{theirs: settings[ours] for ours, theirs in DQN_NAMES.items()}, "exploration_fraction": fraction}
+
+
 def sb3_schedule(settings: Settings, key: str) -> Any:
     """Return the number, or where it changes a function of the part of the training that is left."""
     start, end = settings[key], settings[f"{key}_end"]
@@ -280,13 +333,14 @@ def sb3_schedule(settings: Settings, key: str) -> Any:
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
     lines = [
-        "| work | rlrun, steps/s (min to max) | Stable-Baselines3 | ratio pair by pair | median ratio |",
-        "|---|---|---|---|---|",
+        "| work | rlrun, steps/s (min to max) | Stable-Baselines3 | ratio pair by pair | median ratio | memory, GB |",
+        "|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         ratios = ", ".join(f"{pair['ratio']:.2f}" for pair in result["pairs"])
         sides = " | ".join(spread(result[side]) for side in ("rlrun", "sb3"))
-        lines.append(f"| {name} | {sides} | {ratios} | {result['ratio']['median']:.2f} |")
+        memory = f"{result['rlrun_gb']['median']:.2f}, {result['sb3_gb']['median']:.2f}"
+        lines.append(f"| {name} | {sides} | {ratios} | {result['ratio']['median']:.2f} | {memory} |")
     return "\n".join(lines)
 
 

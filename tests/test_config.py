@@ -26,6 +26,7 @@ NEEDED = {
     "box2d": ["env.id=LunarLander-v3"],
     "mujoco": ["env.id=Ant-v5"],
     "atari": ["env.game=breakout"],
+    "minatar": ["env.id=MinAtar/Breakout-v1"],
 }
 
 
@@ -61,7 +62,9 @@ def test_every_other_option_composes_and_validates(group: str, compose: Compose)
 
 @pytest.mark.parametrize("tuned", [name for name in options("tuned") if name != "none"])
 def test_every_tuned_file_sets_only_keys_that_exist(tuned: str, compose: Compose) -> None:
-    algo, _, env = tuned.partition("_")
+    algo = max((name for name in options("algo") if tuned.startswith(f"{name}_")), key=len)
+    env = tuned.removeprefix(f"{algo}_")
+    env = env if env in options("env") else "breakout"  # a preset: dqn_nature
     composed = compose(f"algo={algo}", f"env={env}", f"tuned={tuned}", *NEEDED.get(env, []))
     content = yaml.safe_load((config.conf_folder() / "tuned" / f"{tuned}.yaml").read_text())
     final = dict(flatten(composed))
@@ -87,12 +90,22 @@ def test_an_options_keys_are_the_fields_of_what_it_builds_without_defaults_of_th
 
 @pytest.mark.parametrize("algo", options("algo"))
 def test_an_algorithms_keys_stand_in_the_order_of_its_fields(algo: str) -> None:
-    content = yaml.safe_load((config.conf_folder() / "algo" / f"{algo}.yaml").read_text())
-    if "_target_" not in content:
-        pytest.skip("a variant of another file")
+    content: dict[str, Any] = {}
+    for name in reversed(config.lineage("algo", algo)):  # a variant adds to the file that it names in `defaults`
+        content |= yaml.safe_load((config.conf_folder() / "algo" / f"{name}.yaml").read_text())
+    content.pop("defaults", None)
     module, _, target = content.pop("_target_").rpartition(".")
     cls = getattr(importlib.import_module(module), target)
     assert list(content) == [f.name for f in fields(cls) if f.name != "setup"]
+
+
+def test_a_stored_configuration_gets_the_keys_that_came_into_being_after_it(compose: Compose) -> None:
+    whole = compose("algo=dqn", "env=breakout")
+    old = {key: dict(value) if isinstance(value, dict) else value for key, value in whole.items()}
+    del old["checkpoint"]["keep_replay"], old["network"]["layer_norm"], old["wandb"], old["on_error"]
+    assert config.completed(old) == whole
+    old["network"]["layer_norm"] = True
+    assert config.completed(old)["network"]["layer_norm"] is True  # what it says stays
 
 
 # --- What wins over what --------------------------------------------------------------------------------

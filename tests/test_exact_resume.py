@@ -32,6 +32,27 @@ ALGOS = {
     "a2c": ["algo=a2c", "algo.num_envs=4", "algo.num_steps=8"],
 }
 
+# Rings of 2,048 slots or few more, of which 300 steps are within reach: they go round several times.
+REPLAY = ["tuned=none", "algo.buffer_size=300", "algo.learning_starts=100", "algo.batch_size=16", "algo.n_steps=3"]
+TINY = ["env=cartpole", "total_steps=4500", "network.hidden=[16]"]
+FRAMES = [*ENVS["breakout"], "total_steps=3000", "env.image_size=36", "network.channels=[8,8,8]", "network.hidden=16"]
+VALUE_BASED = {
+    "dqn": ["algo=dqn", *TINY, *REPLAY, "env.normalize_obs=true", "algo.epsilon_end=0.3"],
+    "dqn with priorities": ["algo=dqn", *TINY, *REPLAY, "algo.num_envs=2", "algo.priority_alpha=0.6"],
+    "dqn on frames": ["algo=dqn", *FRAMES, *REPLAY],
+    "rainbow on frames": ["algo=rainbow", *FRAMES, *REPLAY, "algo.num_atoms=11"],
+    "pqn": ["algo=pqn", *TINY, "algo.num_envs=4", "algo.num_steps=8", "algo.batch_size=16"],
+}
+
+TABULAR = {  # what learns with a table, or plans: steps or sweeps, and where
+    "value_iteration": (571, ["env=frozenlake"]),  # after which it has converged
+    "q_iteration": (50, ["env=three_state_mdp"]),
+    "td": (6000, ["env=three_state_mdp"]),
+    "q_learning": (6000, ["env=taxi", "algo.epsilon_start=0.5"]),
+    "sarsa": (6000, ["env=taxi", "+env.kwargs.fickle_passenger=true"]),  # which has no model
+    "expected_sarsa": (6000, ["env=frozenlake"]),
+}
+
 
 def command(algo: str, env: str) -> list[str]:
     total = int(next(a for a in ENVS[env] if a.startswith("total_steps")).partition("=")[2])
@@ -59,6 +80,43 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(algo: str, env: s
     assert last.returncode == 0, last.stderr
 
     assert_identical(the_run(whole), the_run(broken))
+
+
+@pytest.mark.parametrize("case", VALUE_BASED)
+def test_a_killed_value_based_run_ends_bit_identical(case: str, tmp_path: Path) -> None:
+    cadences = ["eval.every=1500", "checkpoint.every=250", "log.every=100"]
+    arguments, dice = [*VALUE_BASED[case], *CADENCES, *cadences], random.Random(case)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    done = rlrun(arguments, whole)
+    assert done.returncode == 0, done.stderr
+    assert kill_after(dice.uniform(0.3, 0.8), arguments, broken)  # while later steps overwrite earlier ones
+    assert killed_inside("half a checkpoint", dice.randint(3, 8), arguments, broken) == -signal.SIGKILL
+    last = rlrun(arguments, broken)
+    assert last.returncode == 0, last.stderr
+    assert "continuing from step" in last.stderr
+    assert_identical(the_run(whole), the_run(broken))
+
+
+@pytest.mark.parametrize("algo", TABULAR)
+def test_a_killed_table_ends_bit_identical_with_the_same_pictures(algo: str, tmp_path: Path) -> None:
+    total, options = TABULAR[algo]
+    cadences = [f"eval.every={total // 4}", f"checkpoint.every={total // 9}", f"log.every={total // 20}"]
+    arguments = [f"algo={algo}", *options, f"total_steps={total}", *CADENCES, *cadences]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    done = rlrun(arguments, whole)
+    assert done.returncode == 0, done.stderr
+    assert killed_inside("half a checkpoint", random.Random(algo).randint(3, 6), arguments, broken) == -signal.SIGKILL
+    last = rlrun(arguments, broken)
+    assert last.returncode == 0, last.stderr
+    assert "continuing from step" in last.stderr
+    assert_identical(the_run(whole), the_run(broken))
+    drawn = [{p.name: p.read_bytes() for p in (the_run(f) / "images").iterdir()} for f in (whole, broken)]
+    assert len(drawn[0]) > 2
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,8 +10,11 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.data.collector import Batch, Collector, State
+from rlrun.data.replay import Replay
+from rlrun.data.tabular_collector import TabularCollector
 from rlrun.device import Device
 from rlrun.envs.normalizer import Normalizer
+from rlrun.envs.tabular import Model
 from rlrun.errors import UserError
 from rlrun.networks.torsos import Torso
 from rlrun.seeding import Seeds
@@ -27,12 +30,16 @@ class Setup:
     obs_space: spaces.Space
     action_space: spaces.Space
     make_torso: Callable[[], Torso]  # a new torso for obs_space; its out_features says how wide
-    make_collector: Callable[[int], Collector]  # the argument: num_envs
+    make_collector: Callable[..., Collector]  # (num_envs, raw=False): see Collector
+    make_tabular_collector: Callable[[], TabularCollector]  # for Discrete spaces
+    make_model: Callable[[], Model]  # raises UserError where the environment brings none
+    make_replay: Callable[..., Replay]  # see build._make_replay
     normalizer: Normalizer
     seeds: Seeds
     device: Device
     total_steps: int
-    collectors: list[Collector] = field(default_factory=list)  # all that make_collector made
+    collectors: list[Collector | TabularCollector] = field(default_factory=list)  # all that were made
+    replays: list[Replay] = field(default_factory=list)  # all that make_replay made
 
 
 @dataclass(kw_only=True, eq=False)
@@ -47,6 +54,7 @@ class Algorithm(Stateful, ABC):
     """
 
     action_spaces: ClassVar[tuple[str, ...]]  # the Gymnasium spaces that it can act in
+    obs_spaces: ClassVar[tuple[str, ...] | None] = None  # those that it can observe; None: whatever its network can
     transient: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     setup: Setup
@@ -76,17 +84,33 @@ class Algorithm(Stateful, ABC):
         Random choices draw from torch's global generator, which evaluation seeds and puts back.
         """
 
+    def converged(self) -> str | None:
+        """Return the key that says that there is nothing left to learn, once there is not; it ends the run."""
+        return None
+
+    def pictures(self) -> dict[str, bytes]:
+        """Return PNGs of what was learned so far, by name; they are kept at each evaluation and at the end."""
+        return {}
+
     def stored_steps(self) -> int:
         """Return how many environment steps are held in memory at once, for the estimate before a run."""
         return 0
 
+    def must_save(self) -> bool:
+        """Say whether a checkpoint is due now, whatever the cadence, because a replay's slack runs out."""
+        return any(replay.ring.must_save() for replay in self.setup.replays)
+
     def policy_state_dict(self) -> dict[str, Any]:
-        """Return what `act` needs: the networks, without optimizers, generators and counters."""
-        return {name: module.state_dict() for name, module in self.networks().items()}
+        """Return what `act` needs: its networks, without optimizers, generators and counters."""
+        return {name: module.state_dict() for name, module in self.acting_networks().items()}
 
     def load_policy_state_dict(self, state: dict[str, Any]) -> None:
-        for name, module in self.networks().items():
+        for name, module in self.acting_networks().items():
             module.load_state_dict(state[name])
+
+    def acting_networks(self) -> dict[str, nn.Module]:
+        """Return the networks that `act` uses: all of them, unless an algorithm says otherwise."""
+        return self.networks()
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the networks among the attributes, by name."""
@@ -98,6 +122,18 @@ def check_range(key: str, value: float | None, low: float, high: float = float("
     if value is not None and not low <= value <= high:
         expected = f"in [{low:g}, {high:g}]" if high != float("inf") else f"at least {low:g}"
         raise UserError(f"{key}={value} is out of range: expected a number {expected}")
+
+
+def check_minibatch(batch_size: int, rollout: int) -> None:
+    """Raise UserError unless minibatches of `batch_size` split a rollout of so many steps evenly.
+
+    A larger minibatch than the rollout is the whole of it, so that num_envs can be lowered alone.
+    """
+    check_range("algo.batch_size", batch_size, 1)
+    if batch_size < rollout and rollout % batch_size:
+        divisors = [d for d in range(2, rollout + 1) if rollout % d == 0]
+        best = min(divisors, key=lambda d: abs(d - batch_size), default=rollout)
+        raise UserError(f"algo.batch_size={batch_size} must divide num_envs * num_steps = {rollout}; try {best}")
 
 
 def clip_gradients(module: nn.Module, max_norm: float | None) -> None:

@@ -16,7 +16,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, set_learning_rate
+from rlrun.algos.algorithm import (
+    Algorithm,
+    Metrics,
+    check_minibatch,
+    check_range,
+    clip_gradients,
+    set_learning_rate,
+)
 from rlrun.data.collector import Batch, State
 from rlrun.errors import UserError
 from rlrun.math.returns import explained_variance, gae, next_values
@@ -187,15 +194,8 @@ class PPO(Algorithm):
         check_range("algo.max_grad_norm", self.max_grad_norm, 0)
         check_range("algo.target_kl", self.target_kl, 0)
         check_range("algo.adam_eps", self.adam_eps, 0)
-        check_range("algo.batch_size", self.batch_size, 1)
         rollout = self.num_envs * self.num_steps
-        # A larger minibatch than the rollout is the whole of it, so that num_envs can be lowered alone.
-        if self.batch_size < rollout and rollout % self.batch_size:
-            divisors = [d for d in range(2, rollout + 1) if rollout % d == 0]
-            best = min(divisors, key=lambda d: abs(d - self.batch_size), default=rollout)
-            raise UserError(
-                f"algo.batch_size={self.batch_size} must divide num_envs * num_steps = {rollout}; try {best}"
-            )
+        check_minibatch(self.batch_size, rollout)
         if self.normalize_advantage and min(self.batch_size, rollout) == 1:
             raise UserError(
                 f"algo.batch_size={self.batch_size} of {rollout} steps leaves nothing to normalise; try 2 and at least "

@@ -25,7 +25,9 @@ RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 class Collector(Stateful):
     """Environments, where each of them stands, and the statistics of their episodes.
 
-    It also is the one counter of environment steps: resets are neither counted nor stored.
+    It also is the one counter of environment steps: resets are neither counted nor stored. With `raw` it
+    returns observations and rewards as the environment gave them, on the CPU, for a replay that normalises
+    what it returns; the policy sees normalised ones all the same, and the statistics are kept here.
     """
 
     transient: ClassVar[frozenset[str]] = frozenset({"storage"})
@@ -36,6 +38,7 @@ class Collector(Stateful):
     normalize_reward: bool
     clip_reward: bool
     device: torch.device
+    raw: bool = False
 
     def __post_init__(self) -> None:
         self.num_envs = self.envs.num_envs
@@ -56,7 +59,8 @@ class Collector(Stateful):
         obs: [T, B, *obs]; action, and whatever else the policy returned: [T, B, ...]; reward: [T, B], as
         the learner shall see it; terminated, truncated, first: [T, B] bool; next_obs: [B, *obs], the
         observation after the last step. Of the K episodes that were cut short: final_obs: [K, *obs], the
-        last observation, and final_index: [K], the flat position t * B + b of the last step.
+        last observation, and final_index: [K], the flat position t * B + b of the last step. over: [T, B]
+        bool, a game ended here; it differs from terminated | truncated where a lost life ends an episode.
 
         The tensors are overwritten by the next call.
         """
@@ -69,25 +73,26 @@ class Collector(Stateful):
             transition = self.envs.step(extras["action"].cpu().numpy())
             ended = transition.terminated | transition.truncated
             row = {
-                "obs": obs,
+                "obs": self._stored(self.obs),
                 "first": first,
                 "reward": torch.from_numpy(self._learner_reward(transition.reward, ended)),
                 "terminated": torch.from_numpy(transition.terminated),
                 "truncated": torch.from_numpy(transition.truncated),
+                "over": torch.from_numpy(transition.over),
                 **extras,
             }
             self._store(t, num_steps, row)
             if transition.truncated.any():
                 cut = np.flatnonzero(transition.truncated)
-                finals.append(self._to_policy(transition.obs[cut]))
+                finals.append(self._stored(transition.obs[cut]))
                 final_index += (t * self.num_envs + cut).tolist()
             self._advance(transition, ended)
-        next_obs = self._to_policy(self.obs)
+        next_obs = self._stored(self.obs)
         return {
             **self.storage,
             "next_obs": next_obs,
             "final_obs": torch.cat(finals) if finals else next_obs[:0],
-            "final_index": torch.tensor(final_index, dtype=torch.int64, device=self.device),
+            "final_index": torch.tensor(final_index, dtype=torch.int64, device=next_obs.device),
         }
 
     def pop_episodes(self) -> list[dict[str, float]]:
@@ -125,18 +130,23 @@ class Collector(Stateful):
     def _to_policy(self, obs: Array) -> Tensor:
         return to_policy(obs, self.normalizer if self.normalize_obs else None, self.device)
 
+    def _stored(self, obs: Array) -> Tensor:
+        return to_policy(obs, None, torch.device("cpu")) if self.raw else self._to_policy(obs)
+
     def _learner_reward(self, reward: Array, ended: Array) -> Array:
         if self.clip_reward:
             reward = np.sign(reward)
         if self.normalize_reward:
-            reward = self.normalizer.reward(reward, ended)
+            scaled = self.normalizer.reward(reward, ended)
+            reward = reward if self.raw else scaled
         return reward.astype(np.float32)
 
     def _store(self, t: int, num_steps: int, row: Batch) -> None:
+        device = torch.device("cpu") if self.raw else self.device
         for name, value in row.items():
             rows = self.storage.get(name)
             if rows is None or len(rows) != num_steps:
-                rows = torch.empty((num_steps, *value.shape), dtype=value.dtype, device=self.device)
+                rows = torch.empty((num_steps, *value.shape), dtype=value.dtype, device=device)
                 self.storage[name] = rows
             rows[t].copy_(value)
 

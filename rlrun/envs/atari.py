@@ -54,6 +54,9 @@ class Atari(EnvSpec):
             "clip_reward": self.clip_reward,
         }
 
+    def stacked_frames(self) -> int:
+        return self.frame_stack
+
     def versions(self) -> dict[str, str]:
         return {"rom_sha256": hashlib.sha256(_rom(self.game).read_bytes()).hexdigest()}
 

@@ -7,11 +7,14 @@ new seed. So there is one place that decides about seeds, and no observation is 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rlrun.envs.tabular import Model
 
 Array = NDArray[Any]
 
@@ -72,6 +75,14 @@ class EnvSpec(ABC):
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
         """Return what makes a score on this environment comparable with another's."""
+
+    def model(self) -> "Model | None":
+        """Return the transition table that the environment brings with it, if it does."""
+        return None
+
+    def stacked_frames(self) -> int:
+        """Return how many frames the first axis of an observation shows, oldest first."""
+        return 1
 
     def versions(self) -> dict[str, str]:
         """Return further facts for the record (the hash of a ROM)."""

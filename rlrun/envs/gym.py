@@ -10,6 +10,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
 
 from rlrun.envs.base import NO_SEED, Array, Envs, EnvSpec, Transition, as_array
+from rlrun.envs.tabular import Model, model_of
 from rlrun.errors import UserError, nearest
 
 # Which extra brings what Gymnasium says is missing.
@@ -51,6 +52,14 @@ class Gym(EnvSpec):
         if not isinstance(env.observation_space, spaces.Box | spaces.Discrete):
             env = FlattenObservation(env)
         return env
+
+    def model(self) -> Model | None:
+        self._register()
+        env = self.make_one()
+        try:
+            return model_of(env)
+        finally:
+            env.close()
 
     def protocol(self) -> dict[str, Any]:
         self._register()

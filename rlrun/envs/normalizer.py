@@ -53,4 +53,8 @@ class Normalizer(Stateful):
         self.discounted_return = self.discounted_return * self.discount + reward
         self.return_moments.update(self.discounted_return)
         self.discounted_return[ended] = 0.0
+        return self.scaled_reward(reward)
+
+    def scaled_reward(self, reward: Array) -> Array:
+        """Divide rewards by the deviation of the discounted return over training so far."""
         return np.clip(reward / np.sqrt(self.return_moments.var + EPSILON), -CLIP, CLIP)

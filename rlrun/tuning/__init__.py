@@ -1,0 +1,1 @@
+"""`rlrun tune`: a search for hyperparameters whose trials are ordinary runs."""
