@@ -66,9 +66,12 @@ def test_every_tuned_file_sets_only_keys_that_exist(tuned: str, compose: Compose
     env = tuned.removeprefix(f"{algo}_")
     env = env if env in options("env") else "breakout"  # a preset: dqn_nature
     composed = compose(f"algo={algo}", f"env={env}", f"tuned={tuned}", *NEEDED.get(env, []))
-    content = yaml.safe_load((config.conf_folder() / "tuned" / f"{tuned}.yaml").read_text())
+    content: dict[str, Any] = {}
+    for name in reversed(config.lineage("tuned", tuned)):
+        file = yaml.safe_load((config.conf_folder() / "tuned" / f"{name}.yaml").read_text())
+        content |= {key: value for key, value in flatten(file) if key != "defaults"}
     final = dict(flatten(composed))
-    assert {key: final.get(key, "absent") for key, _ in flatten(content)} == dict(flatten(content))
+    assert {key: final.get(key, "absent") for key in content} == content
 
 
 @pytest.mark.parametrize("group", ["algo", "env", "network", "device"])
