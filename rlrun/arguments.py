@@ -63,9 +63,11 @@ def with_defaults(given: Mapping[str, Any], known: Mapping[str, Any], verb: str)
 
 
 def _as(key: str, value: Any, default: Any) -> Any:
-    if default is None or value is None:
+    if default is None:
         return value
     kind = type(default)
+    if value is None:
+        raise UserError(f"{key}= has no value: expected {kind.__name__}, such as {default}")
     if kind is bool or isinstance(value, bool):
         fits = isinstance(value, bool) and kind is bool
     elif kind is int:

@@ -75,6 +75,8 @@ def num_tensors(state: Any) -> int:
 def _tensor_difference(one: Tensor, other: Tensor, where: str) -> Difference | None:
     if one.shape != other.shape or one.dtype != other.dtype:
         return Difference(where, _kind(one), _kind(other))
+    if one.numel() == 0:
+        return None
     bits = [t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (one, other)]
     if torch.equal(*bits):
         return None

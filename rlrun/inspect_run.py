@@ -57,7 +57,8 @@ class LoadedRun:
         chosen = action[0].cpu().numpy()
         if isinstance(space, spaces.Box):
             return np.clip(chosen.reshape(space.shape), space.low, space.high)
-        return int(chosen) + int(getattr(space, "start", 0)) if chosen.ndim == 0 else chosen
+        counted = chosen + getattr(space, "start", 0)  # policies count from 0
+        return int(counted) if counted.ndim == 0 else counted
 
     def reset(self) -> None:
         """Forget the episode so far."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlrun import record, trackers
 from rlrun.config import differences, env_of_id, import_paths, is_learning_key, tuned_for
 from rlrun.errors import RunFailed, UserError
+from rlrun.event_file import PATTERN
 from rlrun.facts import FAILED, FINISHED, INTERRUPTED, PRUNED
 from rlrun.files import DISK_FULL
 from rlrun.run_folder import RunFolder
@@ -252,6 +253,8 @@ def _set_aside(folder: RunFolder, outputs: str) -> Path:
         target = target.with_name(f"{relative.name}-{stamp}-{counter}")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.path.rename(target)
+    for events in target.glob(PATTERN):  # else TensorBoard shows it beside the new run
+        events.unlink()
     return target
 
 

@@ -34,8 +34,8 @@ RESULTS = "results.json"
 BY, METRIC = "algo", "final"  # what the report tells apart, and by which number
 LAST_SEED = 2**31 - 1  # the Arcade Learning Environment takes 32-bit seeds
 NOTICE = (
-    "nothing was trained: every episode counts as a run of its own, its seed is the environment's, and curves are flat "
-    "because these policies do not change"
+    "nothing was trained: every episode counts as a run of its own, its seed is the environment's, and there are no "
+    "curves because these policies do not change"
 )
 
 Played = dict[str, dict[str, Evaluation]]  # {environment: {policy: episodes}}
@@ -151,7 +151,7 @@ def _as_runs(
     """Yield each episode as the run that it is to the statistics: one draw of what the policy earns."""
     from rlrun.analysis.runs import Run
 
-    # All curves of one environment end at one step, so that none seems to have been given more.
+    # One budget for all policies of an environment, so that none seems to have been given more.
     last = max(sum(episodes.lengths) for episodes in policies.values())
     for policy, episodes in policies.items():
         for seed, score, length in zip(episodes.seeds, episodes.returns, episodes.lengths, strict=True):
@@ -168,7 +168,7 @@ def _as_runs(
                 protocol={**protocol, "policy": policy},
                 config={},
                 result={"mean_return": score, "episodes": 1},
-                curve=np.array([[0, score], [last, score]], dtype=float),
+                curve=np.empty((0, 2)),
                 clock=np.empty((0, 2)),
                 made=origin,
             )

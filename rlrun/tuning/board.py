@@ -1,4 +1,4 @@
-"""What a person sees while a study goes on: lines that stay, and one that says where it stands."""
+"""What a person sees while a search goes on: lines that stay, and one that says where it stands."""
 
 import sys
 import time

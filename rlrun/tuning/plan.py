@@ -17,7 +17,7 @@ from rlrun.files import write_atomically
 from rlrun.launch import Names
 from rlrun.run_folder import RunFolder
 from rlrun.tuning.budget import most_steps, within_budget
-from rlrun.tuning.space import PREFIX, Space, changed, checked, limited, override, stored_space, without
+from rlrun.tuning.space import EXAMPLES, PREFIX, Space, changed, checked, limited, override, stored_space, without
 from rlrun.tuning.workers import composed
 
 SAMPLERS = ("tpe", "random")
@@ -196,6 +196,11 @@ def plan(arguments: list[str]) -> Plan:
         if (key := argument.removeprefix(PREFIX).partition("=")[0]) in given:
             raise UserError(f"{argument} searches what {given[key]} fixes: leave one of them out")
     space = without(space, [key for key in given if key not in CHOICES])
+    if not space:
+        raise UserError(
+            f"algo={names.algo} has no search space: write tune/{names.algo}.yaml into a --config-dir, or give "
+            f"{PREFIX}KEY={EXAMPLES}"
+        )
     if options.only is not None:
         space = limited(space, options.only)
     space, notices = within_budget(checked(space, config), config)
@@ -231,7 +236,9 @@ def _present(flags: list[str], overrides: list[str]) -> tuple[dict[str, Any], Na
     try:
         return composed([*flags, *overrides])
     except UserError as error:
-        typed = [o.partition("=")[0] for o in overrides]
-        meant = next((hint for key in typed if (hint := nearest(key, KNOWN)) and key not in KNOWN), "")
+        typed = (o.partition("=")[0] for o in overrides)
+        unknown = next((key for key in typed if str(error).startswith(f"{key} is not a key")), None)
+        if unknown is None:
+            raise
         own = ", ".join(f"{key}=" for key in KNOWN)
-        raise UserError(f"{error}. Besides those, tune takes {own} and {PREFIX}KEY={meant}") from error
+        raise UserError(f"{error}; tune itself takes {own} and {PREFIX}KEY=.{nearest(unknown, KNOWN)}") from error

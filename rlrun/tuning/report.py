@@ -25,7 +25,7 @@ WIDTH = 118  # characters of a comment's line
 
 
 class Report:
-    """All that is said at the end of a study."""
+    """All that is said at the end of a search."""
 
     def __init__(self, plan: Plan, study: Study, best: FrozenTrial, confirmation: Confirmation | None) -> None:
         self.plan, self.study, self.best, self.confirmation = plan, study, best, confirmation

@@ -78,8 +78,6 @@ def limited(space: Mapping[str, Any], only: Any) -> dict[str, Any]:
 
 def checked(space: Mapping[str, Any], config: Mapping[str, Any]) -> Space:
     """Return the domains in the types of their keys. Raises UserError for the first that makes no sense."""
-    if not space:
-        raise UserError(f"there is nothing to search: write conf/tune/<algo>.yaml, or give {PREFIX}KEY={EXAMPLES}")
     known = dict(flatten(config))
     return {key: _checked(key, domain, config, known) for key, domain in space.items()}
 

@@ -18,7 +18,7 @@ from harness import assert_identical, environment, first_difference, rlrun, star
 from rlrun.launch import launch
 from rlrun.run_folder import RunFolder, find_runs
 from rlrun.tuning.confirm import Confirmation, difference, mean
-from rlrun.tuning.workers import composed
+from rlrun.tuning.workers import composed, play
 
 RUN = ["algo=ppo", "env=cartpole", "total_steps=640", "algo.num_envs=4", "eval.every=160", "eval.episodes=2"]
 SHORT = [*RUN, "eval.final_episodes=3", "algo.num_epochs=2"]
@@ -173,6 +173,7 @@ BAD_INPUT = {
     "a study of -m": (["+study=classic_control"], ["+study=classic_control", "rlrun -m"]),
     "fresh": (["fresh=true"], ["fresh=true", "name="]),
     "no folder's name": (["name=a/b"], ["name=a/b", "a-b"]),
+    "nothing to search": (["algo=random"], ["algo=random has no search space", "tune/random.yaml"]),
     "range": (["space.algo.gamma={low: 1, high: 0}"], ["algo.gamma", "low must be less"]),
     "searched and fixed": (["algo.gamma=0.9", "space.algo.gamma=[0.9,1]"], ["algo.gamma=0.9", "leave one"]),
     "only what is not searched": (["only=algo.adam_eps"], ["algo.adam_eps", "not searched"]),
@@ -229,6 +230,12 @@ def test_a_pruned_run_is_shown_as_one_and_resume_ends_it_as_if_it_had_never_been
     assert run.result() is None
     assert [step for step, _ in asked] == [256, 384]  # the ends of rollouts after 160 and 320 steps
     assert "pruned" in rlrun(["ls"], tmp_path).stdout
+
+    # Killed before it could say so: the search judges again what it was told, and trains no further.
+    run.update_record(status="running")
+    assert play([*line, "name=pruned"], lambda step, _: step == 384, None).status == "pruned"
+    assert (run.status(), run.record()["steps"]) == ("pruned", 384)
+
     assert rlrun(["resume", str(run.path)], tmp_path).returncode == 0
     assert rlrun([*line, "name=whole"], tmp_path).returncode == 0
     assert_identical(run.path, Path("outputs/cartpole/ppo/whole/seed=0"))
