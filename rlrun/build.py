@@ -20,7 +20,7 @@ from rlrun.config import seconds
 from rlrun.console import Console
 from rlrun.data.collector import Collector
 from rlrun.data.prioritized import PrioritizedReplay
-from rlrun.data.replay import Replay
+from rlrun.data.replay import Replay, most_records
 from rlrun.data.tabular_collector import TabularCollector, make_tabular_collector
 from rlrun.device import Device
 from rlrun.envs.base import EnvSpec
@@ -165,7 +165,8 @@ def _make_replay(
     per_env = checkpoint_every // num_envs + num_steps
     # Twice the records between checkpoints: the last one may prove corrupt. But over all environments not more than
     # a fiftieth of a large replay: checkpoints are cheap, and are made more often where the slack is used up.
-    slack = min(2 * per_env, max(20_000, capacity // 50) // num_envs) + 8 * (num_steps + spec.stacked_frames())
+    slack = min(2 * per_env, max(20_000, capacity // 50) // num_envs)
+    slack += 4 * most_records(num_steps, spec.stacked_frames())
     number = len(setup.replays)
     arguments: dict[str, Any] = {
         "folder": folder / "replay" / str(number) if folder else None,
@@ -173,6 +174,7 @@ def _make_replay(
         "action_space": setup.action_space,
         "num_envs": num_envs,
         "capacity": capacity,
+        "num_steps": num_steps,
         "slack": slack,
         "n_steps": n_steps,
         "gamma": gamma,

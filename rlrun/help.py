@@ -8,7 +8,8 @@ moment, give the same command again, and the result is bit for bit that of an un
 
 Usage
   rlrun KEY=VALUE ...             train, or go on with a run that was stopped
-  rlrun -m KEY=A,B ...            train all combinations, one after the other
+  rlrun -m KEY=A,B ...            train all combinations; hydra/launcher=joblib, slurm_gpu or ray: several at a time
+  rlrun +study=NAME [KEY=VALUE]   a saved sweep, of those that rlrun list shows
   rlrun resume RUN [KEY=VALUE]    go on with a run from its folder alone, e.g. with a larger total_steps
   rlrun eval RUN [episodes=100] [checkpoint=best|last|STEP] [first_seed=0]
   rlrun play RUN                  watch the policy: a window, or a video in RUN/videos

@@ -42,6 +42,7 @@ def list_options(arguments: list[str]) -> int:
     console.print(_options_table("algo", "acts in", lambda name, path: _spaces(name)))
     for group in ("env", "network", "protocol", "device", "study", "hydra/launcher"):
         console.print(_options_table(group, "", lambda name, path: ""))
+    console.print("hydra/launcher=joblib, ray: several runs at a time, on this machine or a cluster; docs/sweeps.md\n")
     console.print("tuned pairs, applied by themselves: " + ", ".join(o for o in options("tuned") if o != "none"))
     from ale_py import roms
 

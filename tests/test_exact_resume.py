@@ -33,14 +33,20 @@ ALGOS = {
 }
 
 # Rings of 2,048 slots or few more, of which 300 steps are within reach: they go round several times.
-REPLAY = ["tuned=none", "algo.buffer_size=300", "algo.learning_starts=100", "algo.batch_size=16", "algo.n_steps=3"]
+REPLAY = [
+    "tuned=none",
+    "algo.buffer_size=300",
+    "algo.learning_starts=100",
+    "algo.batch_size=16",
+    "algo.n_steps=3",
+    "algo.train_every=8",
+]
 TINY = ["env=cartpole", "total_steps=4500", "network.hidden=[16]"]
-FRAMES = [*ENVS["breakout"], "total_steps=3000", "env.image_size=36", "network.channels=[8,8,8]", "network.hidden=16"]
+FRAMES = [*ENVS["breakout"], "total_steps=2400", "env.image_size=36", "network.channels=[8,8,8]", "network.hidden=16"]
 VALUE_BASED = {
     "dqn": ["algo=dqn", *TINY, *REPLAY, "env.normalize_obs=true", "algo.epsilon_end=0.3"],
-    "dqn with priorities": ["algo=dqn", *TINY, *REPLAY, "algo.num_envs=2", "algo.priority_alpha=0.6"],
+    "rainbow": ["algo=rainbow", *TINY, *REPLAY, "algo.num_envs=2", "algo.num_atoms=11"],
     "dqn on frames": ["algo=dqn", *FRAMES, *REPLAY],
-    "rainbow on frames": ["algo=rainbow", *FRAMES, *REPLAY, "algo.num_atoms=11"],
     "pqn": ["algo=pqn", *TINY, "algo.num_envs=4", "algo.num_steps=8", "algo.batch_size=16"],
 }
 

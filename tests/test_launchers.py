@@ -120,6 +120,23 @@ def test_a_missing_extra_is_named(launcher: str, extra: str, tmp_path: Path) -> 
     assert not (tmp_path / "outputs").exists()
 
 
+def test_what_slurm_says_of_a_job_that_it_does_not_take_is_passed_on(tmp_path: Path) -> None:
+    install(tmp_path)
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpu' >&2\nexit 1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "rlrun", "-m", "seed=0,1", "hydra/launcher=slurm_gpu"],
+        cwd=tmp_path,
+        env=environment(PATH=f"{tmp_path}:{os.environ['PATH']}", FAKE_SLURM=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "error: Slurm takes no such job: sbatch: error: invalid partition specified: gpu" in done.stderr
+    assert "0 of 2 points finished, 2 not run" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished run, seed 1, of a process of its own."""

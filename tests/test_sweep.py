@@ -17,7 +17,7 @@ from rlrun.launch import Names
 from rlrun.signals import STOP_FILE, Signals, SweepSignals, ask_to_stop, asked_to_stop
 from rlrun.sweep import outcomes
 from rlrun.sweep.conduct import Conductor, scratch_folder
-from rlrun.sweep.job import Job, Point, here
+from rlrun.sweep.job import HERE, Job, Point
 from rlrun.sweep.launchers import Launcher
 from rlrun.sweep.outcomes import (
     FAILED,
@@ -311,7 +311,7 @@ class Scripted(Launcher):
 @pytest.fixture
 def conducted(tmp_path: Path) -> Callable[..., tuple[Scripted, Conductor]]:
     def conduct(script: dict[int, tuple[int, str | None]], at_once: int | None) -> tuple[Scripted, Conductor]:
-        job = Job(tmp_path, tmp_path, (), {}, here())
+        job = Job(tmp_path, tmp_path, (), {}, HERE)
         launcher = Scripted(job, script, at_once)
         points = [Point(n, (), {}, Names("ppo", "cartpole", "default", n, "none")) for n in script]
         return launcher, Conductor(launcher, job, points)
@@ -358,7 +358,7 @@ def test_a_stop_begins_no_more(conducted: Conduct) -> None:
 
 
 def test_a_job_that_the_sweeps_end_overtakes_does_not_begin(tmp_path: Path) -> None:
-    job = Job(tmp_path, tmp_path, (), {}, here())
+    job = Job(tmp_path, tmp_path, (), {}, HERE)
     ask_to_stop(job.stop_file, 0)
     assert job(Point(0, (), {}, Names("ppo", "cartpole", "default", 0, "none"))) == 0
     assert not job.outcome_file(0).exists()

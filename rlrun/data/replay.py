@@ -33,6 +33,7 @@ class Replay(Stateful):
     """The last `capacity` records of B = num_envs environments together, drawn uniformly.
 
     frame_stack: an observation's first axis shows so many frames, oldest first; 1 stores observations whole.
+    num_steps: the most steps of each environment that are added at once.
     slack: records of each environment that may be added between two checkpoints, twice (see `Ring`).
     Observations and rewards are stored raw and leave normalised by what `normalizer` knows when they leave.
     """
@@ -44,6 +45,7 @@ class Replay(Stateful):
     action_space: spaces.Space
     num_envs: int
     capacity: int
+    num_steps: int
     slack: int
     n_steps: int
     gamma: float
@@ -69,6 +71,7 @@ class Replay(Stateful):
             capacity=max(self.capacity // self.num_envs, 1),
             reach=self.frame_stack,
             slack=self.slack,
+            burst=most_records(self.num_steps, self.frame_stack),
         )
         self.starts: Array = np.ones(self.num_envs, bool)  # [B], the next step is an episode's first
         self.buffers: dict[tuple[str, int], Array] = {}
@@ -203,6 +206,11 @@ class Replay(Stateful):
     def _observation(self, frames: Array) -> Tensor:
         obs = frames[:, 0] if self.frame_stack == 1 else frames
         return to_policy(obs, self.normalizer if self.normalize_obs else None, self.device)
+
+
+def most_records(num_steps: int, frame_stack: int) -> int:
+    """Return how many records so many steps are at most: each an episode, with all of its padding."""
+    return num_steps * (frame_stack + 1)
 
 
 def _frame_field(space: spaces.Space, frame_stack: int) -> Field:

@@ -42,8 +42,9 @@ class Ring:
     """`num_streams` streams, each with room for `slots` records.
 
     slots >= capacity + reach + slack, a multiple of CHUNK. `reach` is how far behind the oldest record
-    within `capacity` a reader may look (frame stacks). `folder` None: a temporary one, which goes with the
-    object (benchmarks, tests).
+    within `capacity` a reader may look (frame stacks); `burst` is the most records that a stream gets
+    between two looks at `must_save`. `folder` None: a temporary one, which goes with the object
+    (benchmarks, tests).
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Ring:
         capacity: int,
         reach: int,
         slack: int,
+        burst: int,
     ) -> None:
         self.fields, self.num_streams = dict(fields), num_streams
-        self.capacity, self.reach = capacity, reach
+        self.capacity, self.reach, self.burst = capacity, reach, burst
         # One chunk more, because the one that holds the oldest record must be whole to be checked.
         self.slots = CHUNK * (-(-(capacity + reach + slack) // CHUNK) + 1)
         self._temporary = tempfile.TemporaryDirectory(prefix=scratch_prefix("replay")) if folder is None else None
@@ -65,8 +67,6 @@ class Ring:
         self.head: Array = np.zeros(num_streams, np.int64)  # [S], the number of records so far
         self._saved: Array = np.zeros(num_streams, np.int64)  # [S], head at the last checkpoint
         self._checksums = {name: np.zeros((num_streams, self.slots // CHUNK), np.int64) for name in self.fields}
-        self._longest = 1  # records that one stream got between two looks at `must_save`
-        self._looked: Array = np.zeros(num_streams, np.int64)
         self._maps: dict[str, Array] = {}
         self._flat: dict[str, Array] = {}
 
@@ -106,10 +106,8 @@ class Ring:
 
         Half of the slack is for the checkpoint before the last, which is used if the last is corrupt.
         """
-        self._longest = max(self._longest, int((self.head - self._looked).max()))
-        self._looked = self.head.copy()
         slack = self.slots - CHUNK - self.capacity - self.reach
-        return int((self.head - self._saved).max()) + 2 * self._longest > slack // 2
+        return int((self.head - self._saved).max()) + self.burst > slack // 2
 
     # --- Files ------------------------------------------------------------------------------------------
 
@@ -168,7 +166,7 @@ class Ring:
         """Cut the streams back to a checkpoint. Raises RunFailed if its records are not there any more."""
         self.slots = state["slots"]
         self.head = state["head"].numpy().copy()
-        self._saved, self._looked = self.head.copy(), self.head.copy()
+        self._saved = self.head.copy()
         self._checksums = {name: sums.numpy().copy() for name, sums in state["checksums"].items()}
         if not self.head.any():
             return

@@ -89,37 +89,35 @@ class NatureCNN(Torso):
 class ImpalaCNN(Torso):
     """The deep residual network of Espeholt et al. (2018), "IMPALA", arXiv:1802.01561, Fig. 3 (right)."""
 
-    def __init__(self, obs_space: spaces.Space, channels: list[int], hidden: int, activation: Activation) -> None:
+    def __init__(
+        self, obs_space: spaces.Space, channels: list[int], hidden: int, activation: Activation, layer_norm: bool
+    ) -> None:
         _check_sizes("channels", channels)
         _check_sizes("hidden", [hidden])
         image = Image(obs_space)
         layers: list[nn.Module] = [image]
         fan_in = image.channels
         for fan_out in channels:
-            layers += [
-                orthogonal(nn.Conv2d(fan_in, fan_out, 3, padding=1)),
-                nn.MaxPool2d(3, stride=2, padding=1),
-                Residual(fan_out, activation),
-                Residual(fan_out, activation),
-            ]
+            layers += [orthogonal(nn.Conv2d(fan_in, fan_out, 3, padding=1)), nn.MaxPool2d(3, stride=2, padding=1)]
+            shape = _output_shape(layers, obs_space)
+            layers += [Residual(shape, activation, layer_norm), Residual(shape, activation, layer_norm)]
             fan_in = fan_out
-        layers += [ACTIVATIONS[activation]()]
-        layers += _to_features(layers, obs_space, hidden, activation, layer_norm=False)
+        layers += _activated(_output_shape(layers, obs_space), activation, layer_norm)
+        layers += _to_features(layers, obs_space, hidden, activation, layer_norm)
         super().__init__(*layers)
         self.out_features = hidden
 
 
 class Residual(nn.Module):
-    """x + conv(act(conv(act(x)))), both 3 x 3."""
+    """x + conv(act(conv(act(x)))), both 3 x 3, on images [C, H, W] = shape."""
 
-    def __init__(self, channels: int, activation: Activation) -> None:
+    def __init__(self, shape: tuple[int, ...], activation: Activation, layer_norm: bool) -> None:
         super().__init__()
-        act = ACTIVATIONS[activation]
         self.branch = nn.Sequential(
-            act(),
-            orthogonal(nn.Conv2d(channels, channels, 3, padding=1)),
-            act(),
-            orthogonal(nn.Conv2d(channels, channels, 3, padding=1)),
+            *_activated(shape, activation, layer_norm),
+            orthogonal(nn.Conv2d(shape[0], shape[0], 3, padding=1)),
+            *_activated(shape, activation, layer_norm),
+            orthogonal(nn.Conv2d(shape[0], shape[0], 3, padding=1)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,9 +187,14 @@ def _to_features(
 
 
 def _layer(weights: Layer, shape: tuple[int, ...], activation: Activation, layer_norm: bool) -> list[nn.Module]:
-    """Return weights and activation, with the layer norm of Ba et al. (2016), over `shape`, between them if asked."""
+    """Return weights and activation, with a layer norm over `shape` between them if asked."""
+    return [orthogonal(weights), *_activated(shape, activation, layer_norm)]
+
+
+def _activated(shape: tuple[int, ...], activation: Activation, layer_norm: bool) -> list[nn.Module]:
+    """Return the activation, after the layer norm of Ba et al. (2016) over `shape` if asked."""
     norm: list[nn.Module] = [nn.LayerNorm(shape)] if layer_norm else []
-    return [orthogonal(weights), *norm, ACTIVATIONS[activation]()]
+    return [*norm, ACTIVATIONS[activation]()]
 
 
 def _output_shape(layers: Sequence[nn.Module], obs_space: spaces.Space) -> tuple[int, ...]:

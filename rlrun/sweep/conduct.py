@@ -16,7 +16,7 @@ from typing import Any
 from rlrun.errors import UserError
 from rlrun.launch import EXIT_FAILED
 from rlrun.signals import SweepSignals, ask_to_stop, asked_to_stop
-from rlrun.sweep.job import Job, Point, here
+from rlrun.sweep.job import HERE, Job, Point
 from rlrun.sweep.launchers import Launcher, make_launcher
 from rlrun.sweep.outcomes import (
     FAILED,
@@ -44,7 +44,16 @@ def sweep(overrides: Sequence[str]) -> int:
     if not todo:
         return report(list(settled.values()))
     with scratch_folder(Path(todo[0].config["outputs"])) as scratch:
-        return _launch(planned, todo, settled, scratch)
+        code = _launch(planned, todo, settled, scratch)
+    _average(todo)
+    return code
+
+
+def _average(points: Sequence[Point]) -> None:
+    """Let TensorBoard show means over the seeds that there are now."""
+    from rlrun.analysis.aggregate import refresh  # numpy and more, which a sweep does not wait for at its start
+
+    refresh(sorted({point.folder.path.parent for point in points if point.config["log"]["tensorboard"]}))
 
 
 @contextmanager
@@ -66,7 +75,7 @@ def scratch_folder(outputs: Path) -> Iterator[Path]:
 
 def _launch(planned: Plan, todo: Sequence[Point], settled: dict[int, Outcome], scratch: Path) -> int:
     environment = {key: os.environ[key] for key in ("OMP_WAIT_POLICY", "RLRUN_CONFIG_DIR") if key in os.environ}
-    job = Job(scratch, Path.cwd(), tuple(sys.argv[1:]), environment | planned.environment, here())
+    job = Job(scratch, Path.cwd(), tuple(sys.argv[1:]), environment | planned.environment, HERE)
     launcher = make_launcher(planned.launcher(scratch), job, len(todo), planned.at_once)
     conductor = Conductor(launcher, job, todo)
     tell = None if launcher.at_home else conductor.stop

@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 import traceback
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from rlrun.signals import STOP_FILE, ask_to_stop, asked_to_stop
 from rlrun.sweep.outcomes import FAILED, INTERRUPTED, RUNNING, note_outcome, noting, write_outcome
 
 EXIT_BAD_INPUT = 2
+HERE = uuid.uuid4().hex  # this process; containers share names and numbers
 NOT_BEGUN = 0  # what a job returns that the sweep's end has overtaken
 
 
@@ -56,7 +58,7 @@ class Job:
     working_folder: Path  # where the command was given
     command: tuple[str, ...]
     environment: Mapping[str, str]
-    home: tuple[str, int]  # machine and number of the sweep's own process
+    home: str  # of the sweep's own process, what HERE is
 
     def __call__(self, point: Point) -> int:
         """Run a point, or go on with it; return its exit code and leave its outcome in the scratch folder."""
@@ -83,7 +85,7 @@ class Job:
 
     def at_home(self) -> bool:
         """Say whether this is the sweep's own process."""
-        return self.home == here()
+        return self.home == HERE
 
     def _settle_in(self) -> None:
         os.environ.update(self.environment)
@@ -98,11 +100,6 @@ class Job:
         os.chdir(self.working_folder)
         sys.argv[1:] = self.command  # which run.json quotes
         make_importable(import_paths())
-
-
-def here() -> tuple[str, int]:
-    """Return what tells this process from all others."""
-    return platform.node(), os.getpid()
 
 
 def _launch(point: Point) -> int:

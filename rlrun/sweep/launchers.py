@@ -17,6 +17,7 @@ from rlrun.signals import WARNINGS, asked_to_stop
 from rlrun.sweep import CORES
 from rlrun.sweep.job import Job, Point
 
+IDLE = 30  # seconds
 Handle = Any
 
 
@@ -84,7 +85,8 @@ class Joblib(Launcher):
         with _unheard_interrupts():
             handles = []
             for point in points:
-                pool = self.idle.pop() if self.idle else ProcessPoolExecutor(max_workers=1)
+                # A worker without work ends after a while: that of a sweep that was killed, too.
+                pool = self.idle.pop() if self.idle else ProcessPoolExecutor(max_workers=1, timeout=IDLE)
                 handles.append(pool.submit(self.job, point))
                 self.busy[handles[-1]] = pool
         return handles
@@ -123,9 +125,9 @@ class Submitit(Launcher):
 
         self.on_slurm = cluster == "slurm"
         self.look_every = 2.0 if self.on_slurm else 0.2
-        self.at_once = at_once if self.on_slurm else min(num_points, at_once or _cores())
-        cores = config["cpus_per_task"] if self.on_slurm else max(1, _cores() // min(num_points, _cores()))
-        super().__init__(_with_cores(job, cores))
+        workers = min(num_points, at_once or _cores())
+        self.at_once = at_once if self.on_slurm else workers
+        super().__init__(_with_cores(job, config["cpus_per_task"] if self.on_slurm else _cores() // workers))
         shared = submitit.AutoExecutor._typed_parameters()
         values = {key: value for key, value in config.items() if key not in ("_target_", "submitit_folder")}
         timeouts = {f"{cluster}_max_num_timeout": values.pop("max_num_timeout")} if "max_num_timeout" in values else {}
@@ -140,8 +142,13 @@ class Submitit(Launcher):
         self.running: list[Any] = []
 
     def submit(self, points: Sequence[Point]) -> list[Handle]:
-        with _unheard_interrupts():
-            handles = self.executor.map_array(self.call, points)
+        from submitit.core.utils import FailedJobError
+
+        try:
+            with _unheard_interrupts():
+                handles = self.executor.map_array(self.call, points)
+        except FailedJobError as error:
+            raise UserError(f"Slurm takes no such job: {_last_line(str(error))}") from error
         self.running += handles
         return handles
 
@@ -206,8 +213,9 @@ class Ray(Launcher):
 
         self.ray, self.at_once = ray, at_once
         init, remote = dict(config["ray"]["init"]), config["ray"]["remote"]
-        if init.get("address") is None:  # a cluster of our own: no more than jobs need, which store nothing in it
-            init = {"include_dashboard": False, "object_store_memory": 80_000_000, **init}
+        if init.get("address") is None and "RAY_ADDRESS" not in os.environ:
+            # A cluster of our own, also where another one runs; jobs store nothing in it.
+            init = {"include_dashboard": False, "object_store_memory": 80_000_000, **init, "address": "local"}
         try:
             ray.init(**init)
         except (ConnectionError, ValueError, RuntimeError) as error:

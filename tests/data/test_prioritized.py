@@ -6,14 +6,7 @@ import pytest
 import torch
 from naive_replay import PICTURES, VECTORS, Experience, drawable, make_replay
 
-from rlrun.data import ring as ring_module
 from rlrun.data.prioritized import SMALLEST
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put 16 records under one checksum, so that little rings wrap often."""
-    monkeypatch.setattr(ring_module, "CHUNK", 16)
 
 
 def places_of(replay: Any) -> np.ndarray:

@@ -1,5 +1,4 @@
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from naive_replay import (
 )
 
 from rlrun.build import Agent
-from rlrun.data import ring as ring_module
 from rlrun.data.collector import Collector
 from rlrun.data.replay import Replay
 from rlrun.envs.base import EnvSpec
@@ -32,14 +30,7 @@ from rlrun.envs.gym import Gym
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
 
-Disk = Callable[[Any], Any]
 MakeAgent = Callable[..., Agent]
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put 16 records under one checksum, so that little rings wrap often."""
-    monkeypatch.setattr(ring_module, "CHUNK", 16)
 
 
 def assert_equals_the_list(replay: Replay, world: Experience) -> int:
@@ -106,6 +97,21 @@ def test_the_smallest_replays_are_right_too(
     for _ in range(100):
         replay.add(world.collect(1))
         assert_equals_the_list(replay, world)
+
+
+class OneLifeAfterTheOther(Experience):
+    """A game that never ends, in which every other step costs a life."""
+
+    def end(self) -> tuple[bool, bool, bool]:
+        return len(self.steps[0]) % 2 == 1, False, False
+
+
+def test_frames_are_stored_once_also_where_a_life_is_lost(tmp_path: Path) -> None:
+    world = OneLifeAfterTheOther(1, PICTURES, 4, seed=0)
+    replay = make_replay(tmp_path, PICTURES, frame_stack=4)
+    replay.add(world.collect(40))
+    assert replay.ring.head.tolist() == [3 + 40]  # the older frames of the first stack, and one for each step
+    assert_equals_the_list(replay, world)
 
 
 # --- Drawing --------------------------------------------------------------------------------------------
@@ -365,87 +371,3 @@ def test_steps_lie_in_files_and_not_in_memory(tmp_path: Path) -> None:
     stored = replay.ring.nbytes
     assert stored > 35e6
     assert resident_anonymous_bytes() - before < stored / 4
-
-
-# --- Kill and resume --------------------------------------------------------------------------------------
-
-
-def use(replay: Replay, batches: list[Batch], seed: int) -> list[Batch]:
-    """Add each batch and learn from a few samples; return what was sampled."""
-    rng, sampled = np.random.default_rng(seed), []
-    for batch in batches:
-        replay.add(batch)
-        for _ in range(3):
-            sampled.append(copied(replay.sample(8)))
-            if hasattr(replay, "update"):
-                surprise = torch.from_numpy(rng.exponential(size=8))
-                replay.update(sampled[-1]["place"], surprise)
-    return sampled
-
-
-@pytest.mark.parametrize("alpha", [None, 0.6], ids=["uniform", "prioritized"])
-@pytest.mark.parametrize("warm_up", [2, 9, 40], ids=["filling", "full", "wrapped"])
-@pytest.mark.parametrize(("frame_stack", "n_steps", "num_envs"), [(1, 1, 1), (4, 1, 1), (4, 3, 2), (1, 5, 3)])
-def test_after_a_kill_the_same_is_sampled_as_without(
-    frame_stack: int,
-    n_steps: int,
-    num_envs: int,
-    warm_up: int,
-    alpha: float | None,
-    small_chunks: None,
-    tmp_path: Path,
-    through_disk: Disk,
-) -> None:
-    def make(name: str, seed: int) -> Replay:
-        space = PICTURES if frame_stack == 4 else VECTORS
-        settings: dict[str, Any] = {"num_envs": num_envs, "frame_stack": frame_stack, "n_steps": n_steps}
-        return make_replay(tmp_path / name, space, capacity=50 * num_envs, slack=60, alpha=alpha, seed=seed, **settings)
-
-    world = Experience(num_envs, PICTURES if frame_stack == 4 else VECTORS, frame_stack, seed=warm_up)
-    batches = [copied(world.collect(7)) for _ in range(warm_up + 8)]
-    undisturbed, killed = make("undisturbed", 0), make("killed", 0)
-    assert same(use(undisturbed, batches[:warm_up], 1), use(killed, batches[:warm_up], 1))
-    state = through_disk(killed.state_dict())
-    use(killed, batches[warm_up : warm_up + 3], 2)  # lost: the kill comes before the next checkpoint
-    del killed
-
-    resumed = make("killed", 99)
-    resumed.load_state_dict(state)
-    assert len(resumed) == len(undisturbed)
-    assert same(use(resumed, batches[warm_up:], 2), use(undisturbed, batches[warm_up:], 2))
-
-
-def filled(folder: Path, count: int, alpha: float | None) -> Replay:
-    """Return a replay that holds `count` steps, saved."""
-    replay = make_replay(folder, VECTORS, capacity=count, slack=5_000, alpha=alpha)
-    replay.ring.reserve()
-    replay.ring.head[:] = count
-    replay.starts[:] = False
-    if alpha is not None:
-        priorities = torch.zeros(replay.tree.num_leaves)
-        priorities[:count] = 1.0
-        replay.tree.load_state_dict({"priorities": priorities})
-        replay.listed[:] = count - 1
-    replay.state_dict()
-    return replay
-
-
-def seconds_of_a_checkpoint(replay: Replay, folder: Path) -> float:
-    """Return the shortest of some checkpoints, each after 500 new steps."""
-    world, shortest = Experience(1, VECTORS, 1, seed=0), float("inf")
-    batch = world.collect(500)
-    for _ in range(4):
-        replay.add(batch)
-        started = time.perf_counter()
-        torch.save(replay.state_dict(), folder / "state.pt")
-        shortest = min(shortest, time.perf_counter() - started)
-    return shortest
-
-
-@pytest.mark.parametrize("alpha", [None, 0.6], ids=["uniform", "prioritized"])
-def test_a_checkpoint_of_a_million_steps_takes_at_most_100_ms_more_than_one_of_ten_thousand(
-    alpha: float | None, tmp_path: Path
-) -> None:
-    few = seconds_of_a_checkpoint(filled(tmp_path / "few", 10_000, alpha), tmp_path)
-    many = seconds_of_a_checkpoint(filled(tmp_path / "many", 1_000_000, alpha), tmp_path)
-    assert many - few < 0.1

@@ -18,7 +18,7 @@ def nature(space: spaces.Space) -> NatureCNN:
 
 
 def impala(space: spaces.Space) -> ImpalaCNN:
-    return ImpalaCNN(space, [16, 32, 32], 256, "relu")
+    return ImpalaCNN(space, [16, 32, 32], 256, "relu", False)
 
 
 def num_weights(module: nn.Module) -> int:
@@ -70,7 +70,7 @@ def test_convolutional_torsos_refuse_vectors_and_say_what_to_take(make: Callable
 
 
 def test_a_residual_block_with_zero_weights_is_the_identity() -> None:
-    block = Residual(3, "relu")
+    block = Residual((3, 8, 8), "relu", False)
     for parameter in block.parameters():
         nn.init.zeros_(parameter)
     x = torch.randn(2, 3, 5, 5)
