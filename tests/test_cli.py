@@ -148,7 +148,8 @@ def test_fresh_sets_the_old_run_aside_and_two_runs_of_one_command_are_identical(
     assert again.returncode == 0
     (old,) = (tmp_path / "outputs" / ".aside").rglob("run.json")
     assert str(old.parent.relative_to(tmp_path)) in again.stderr
-    assert_identical(old.parent, tmp_path / DEFAULT)
+    assert_identical(old.parent, tmp_path / DEFAULT, tensorboard=False)
+    assert not list(old.parent.glob("events.*"))  # else TensorBoard would show both
     assert the_run(tmp_path) == tmp_path / DEFAULT
 
 
