@@ -34,6 +34,7 @@ from rlrun.seeding import TRAINING_SEEDS
 OWN_KEYS = ("seconds", "json", "profile")
 DEFAULT_SECONDS = 20.0
 NUM_WINDOWS = 5
+BENCH_REPLAY = 20_000  # steps; how full a replay is changes its speed little
 WARM_UP = 0.1  # of `seconds`, for each of the three, and two iterations at least: caches, compilation
 ENV_STEPS = 32  # vector steps in one iteration of the environments alone
 PROFILE_SECONDS = 0.1  # one iteration at least; digesting the events takes far longer than recording them
@@ -118,9 +119,18 @@ def composed(arguments: list[str]) -> list[tuple[dict[str, Any], dict[str, str]]
     return jobs
 
 
+def _for_a_bench(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with a replay that fits anywhere, out of which learning starts during the warm-up."""
+    algo = dict(config["algo"])
+    for key, most in (("buffer_size", BENCH_REPLAY), ("learning_starts", BENCH_REPLAY // 100)):
+        if key in algo:
+            algo[key] = min(algo[key], max(most, 4 * algo.get("batch_size", 1)))
+    return {**config, "algo": algo}
+
+
 def measured(config: dict[str, Any], choices: dict[str, str], options: Options) -> dict[str, Any]:
     """Build the agent, measure it, print the tables, and return them as plain values."""
-    agent = build_agent(config)
+    agent = build_agent(_for_a_bench(config))
     algorithm = agent.algorithm
     num_envs = int(getattr(algorithm, "num_envs", 1))
     title = f"{choices['algo']} on {agent.spec.name}: {num_envs} environments, {described(agent)}"

@@ -66,8 +66,9 @@ class Agent:
 
     def protocol(self, checkpoint: str = "last") -> dict[str, Any]:
         """Return the stamp that stands beside every score of the policy of a checkpoint."""
-        greedy = getattr(self.algorithm, "eval_greedy", True)
-        return {**self.spec.protocol(), "policy": f"{checkpoint}, {'greedy' if greedy else 'sampled'}"}
+        greedy, epsilon = getattr(self.algorithm, "eval_greedy", True), getattr(self.algorithm, "eval_epsilon", 0.0)
+        how = f"epsilon {epsilon:g}" if epsilon else "greedy" if greedy else "sampled"
+        return {**self.spec.protocol(), "policy": f"{checkpoint}, {how}"}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the bits of a result besides the configuration."""

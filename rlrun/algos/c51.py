@@ -55,4 +55,5 @@ class C51(DQN):
             )
             q = self.mean(log_p.exp())
         cross_entropy = -(target * log_p[rows, batch["action"]]).sum(-1)
-        return cross_entropy, cross_entropy, q.mean()
+        surprise = cross_entropy - torch.special.entr(target).sum(-1)  # the KL divergence: Hessel et al., Section 3
+        return cross_entropy, surprise.clamp(min=0), q.mean()

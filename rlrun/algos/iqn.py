@@ -34,7 +34,7 @@ class ImplicitQuantileNetwork(nn.Module):
 
     def forward(self, obs: Tensor, taus: Tensor) -> Tensor:
         """obs: [B, *obs], taus: [B, N] -> [B, A, N] float32."""
-        order = torch.arange(1, self.num_cosines + 1, device=taus.device)
+        order = torch.arange(self.num_cosines, device=taus.device)
         embedded = self.embedding((math.pi * taus[..., None] * order).cos())  # Eq. (4), [B, N, F]
         features = self.q.body(obs)[:, None, :] * embedded
         return self.q.head(features.flatten(0, 1)).squeeze(-1).unflatten(0, taus.shape).transpose(1, 2)

@@ -11,7 +11,7 @@ import errno
 import os
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,18 +195,25 @@ class Ring:
         return zlib.crc32(self._maps[name][stream, slot : slot + stop - start].data, before)
 
     def _verify(self) -> None:
-        for stream in range(self.num_streams):
-            end = int(self.head[stream])
-            first = max(int(self.tail[stream]) - self.reach, 0) // CHUNK
-            for chunk in range(first, -(-end // CHUNK)):
-                start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, end)
-                for name, sums in self._checksums.items():
-                    stored = int(sums[stream, chunk % (self.slots // CHUNK)])
-                    if self._checksum(name, stream, start, stop, 0) != stored:
+        for name, field in self.fields.items():
+            # Not through the map: what is only checked shall not become resident memory.
+            with open(self._path(name), "rb", buffering=0) as file:
+                for stream, start, stop in self._reachable():
+                    file.seek((stream * self.slots + start % self.slots) * field.nbytes)
+                    stored = int(self._checksums[name][stream, start // CHUNK % (self.slots // CHUNK)])
+                    if zlib.crc32(file.read((stop - start) * field.nbytes)) != stored:
                         raise RunFailed(
                             f"{self._path(name)}: records {start:,} to {stop:,} are not those of the checkpoint "
                             "(overwritten by a later one, or damaged); start anew with fresh=true"
                         )
+
+    def _reachable(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the stream and the range of records of each chunk that a reader may look into."""
+        for stream in range(self.num_streams):
+            end = int(self.head[stream])
+            first = max(int(self.tail[stream]) - self.reach, 0) // CHUNK
+            for chunk in range(first, -(-end // CHUNK)):
+                yield stream, chunk * CHUNK, min((chunk + 1) * CHUNK, end)
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -71,8 +71,7 @@ def test_probabilities_enter_by_their_cosines(make_agent: MakeAgent) -> None:
     for m in range(3):
         features = net.q.body(obs[m : m + 1]).double()
         for n in range(5):
-            # The paper counts from 0, where the cosine is the constant that the bias is already.
-            cosines = torch.tensor([math.cos(math.pi * i * float(taus[m, n])) for i in range(1, 7)]).double()
+            cosines = torch.tensor([math.cos(math.pi * i * float(taus[m, n])) for i in range(6)]).double()
             phi = (weight @ cosines + bias).relu()
             expected[m, :, n] = net.q.head((features * phi).float())[0, :, 0]
     torch.testing.assert_close(net(obs, taus), expected, atol=1e-4, rtol=1e-4)

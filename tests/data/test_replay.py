@@ -351,10 +351,10 @@ def test_a_million_atari_steps_take_7_3_gb_and_each_7_2_kb(num_envs: int, make_a
     agent.close()
 
 
-def resident_anonymous_bytes() -> int:
-    """Return the memory of this process that is not a file's."""
+def resident_bytes(*kinds: str) -> int:
+    """Return the memory of this process: RssAnon is its own, RssFile and RssShmem are pages of files."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["RssAnon"].split()[0]) * 1024
+    return sum(int(status[kind].split()[0]) for kind in kinds) * 1024
 
 
 def test_steps_lie_in_files_and_not_in_memory(tmp_path: Path) -> None:
@@ -364,10 +364,17 @@ def test_steps_lie_in_files_and_not_in_memory(tmp_path: Path) -> None:
     replay = make_replay(tmp_path, space, capacity=5000, frame_stack=4)
     replay.add(batch)
     replay.sample(32)
-    before = resident_anonymous_bytes()
+    before = resident_bytes("RssAnon")
     for _ in range(20):
         replay.add(batch)
         replay.sample(32)
     stored = replay.ring.nbytes
     assert stored > 35e6
-    assert resident_anonymous_bytes() - before < stored / 4
+    assert resident_bytes("RssAnon") - before < stored / 4
+
+    state = replay.state_dict()
+    before = resident_bytes("RssFile", "RssShmem")
+    resumed = make_replay(tmp_path, space, capacity=5000, frame_stack=4)
+    resumed.load_state_dict(state)  # which checks everything
+    resumed.sample(4)  # the kernel maps the pages around those that are read, too
+    assert resident_bytes("RssFile", "RssShmem") - before < stored / 4
