@@ -203,7 +203,7 @@ def build_experiment(
 ) -> Experiment:
     """Tie an agent to its run folder, which must exist."""
     stop = schema.Stop(**config["stop"])
-    title = f"{agent.spec.name}/{type(agent.algorithm).__name__.lower()}/seed={config['seed']}"
+    title = f"{agent.spec.name}/{folder.record()['algo']}/seed={config['seed']}"
     log = schema.Log(**config["log"])
     console = Console(title, config["total_steps"], enabled=log.console, log_file=folder.path / "run.log")
     facts = Facts.of(folder.record(), folder.config())

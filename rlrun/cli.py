@@ -84,6 +84,9 @@ def dispatch(arguments: list[str]) -> int:
 
 def run_hydra(arguments: list[str]) -> int:
     """Launch the run of each configuration that a command line composes; return the worst exit code."""
+    for argument in arguments:
+        if argument.startswith("="):
+            raise UserError(f"{argument} has a value and no key: expected key=value, such as algo=ppo")
     if sweeps(arguments):
         return run_sweep(arguments)
     codes: list[int] = []

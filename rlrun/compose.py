@@ -64,8 +64,7 @@ def names_of(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[
         for group in CHOICES[2:]
         if choices.get(group) != default_choices.get(group) and is_learning_key(group)
     ]
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+    for key in dict.fromkeys(override.partition("=")[0].lstrip("+~") for override in overrides):  # the last one counts
         if key in CHOICES or key == "seed" or not is_learning_key(key):
             continue
         # A section given as a whole counts by its leaves.

@@ -276,6 +276,8 @@ def _check_ranges(config: dict[str, Any]) -> None:
     for key in at_least_one:
         if values[key] < 1:
             raise UserError(f"{key}={values[key]} is out of range: expected at least 1")
+    if not config["outputs"]:
+        raise UserError("outputs= is empty: expected the folder that holds all runs, such as outputs=outputs")
     if not 0 <= config["seed"] < 2**63:
         raise UserError(f"seed={config['seed']} is out of range: expected 0 to 2^63 - 1")
     seconds(config["stop"]["after_time"])

@@ -56,6 +56,12 @@ def launch(config: dict[str, Any], names: Names, prune: Prune | None = None) -> 
                 f"{folder.path} is finished: return {result.get('mean_return', float('nan')):.2f} after "
                 f"{result.get('steps', 0):,} steps; fresh=true runs it again, `rlrun resume` extends it"
             )
+            asked, played = config["eval"]["final_episodes"], len(result.get("returns", []))
+            if played != asked:
+                _say(
+                    f"its return is that of {played} episodes, not of eval.final_episodes={asked}: "
+                    f"`rlrun eval '{folder.path}' episodes={asked}` plays as many"
+                )
             return EXIT_FINISHED
         return train(folder, config, prune=prune)
     return train(folder, config, names, prune=prune)

@@ -15,6 +15,9 @@ SHORT = ["algo=ppo", "env=cartpole", "total_steps=1000", "eval.final_episodes=2"
 DEFAULT = Path("outputs/cartpole/ppo/total_steps=1000/seed=0")
 
 BAD_INPUT = {
+    "value without a key": (["=3"], ["=3", "key=value"]),
+    "infinite": (["algo.learning_rate=inf"], ["algo.learning_rate=inf", "out of range"]),
+    "no folder": (["outputs="], ["outputs=", "expected the folder"]),
     "unknown key": (["algo.lr=1"], ["algo.lr", "algo.learning_rate"]),
     "unknown key of another library": (["timesteps=1000"], ["timesteps", "total_steps"]),
     "another library's num_envs": (["n_envs=4"], ["n_envs", "algo.num_envs"]),
@@ -151,6 +154,19 @@ def test_fresh_sets_the_old_run_aside_and_two_runs_of_one_command_are_identical(
     assert_identical(old.parent, tmp_path / DEFAULT, tensorboard=False)
     assert not list(old.parent.glob("events.*"))  # else TensorBoard would show both
     assert the_run(tmp_path) == tmp_path / DEFAULT
+
+
+def test_a_finished_run_says_that_it_was_examined_with_another_number_of_episodes(tmp_path: Path) -> None:
+    assert rlrun([*SHORT, "eval.final_episodes=3"], tmp_path).returncode == 0
+    again = rlrun([*SHORT, "eval.final_episodes=4"], tmp_path)
+    assert again.returncode == 0
+    assert "that of 3 episodes, not of eval.final_episodes=4" in again.stderr
+
+
+def test_a_key_typed_twice_names_the_folder_once(tmp_path: Path) -> None:
+    assert rlrun([*SHORT, "algo.gamma=0.9", "algo.gamma=0.8"], tmp_path).returncode == 0
+    assert "gamma=0.9" not in the_run(tmp_path).parent.name
+    assert the_run(tmp_path).parent.name.count("gamma") == 1
 
 
 def test_another_configuration_under_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The base of all algorithms: a dataclass whose fields are its hyperparameters."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -119,7 +120,7 @@ class Algorithm(Stateful, ABC):
 
 def check_range(key: str, value: float | None, low: float, high: float = float("inf")) -> None:
     """Raise UserError unless low <= value <= high; None passes (the key is switched off)."""
-    if value is not None and not low <= value <= high:
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
         expected = f"in [{low:g}, {high:g}]" if high != float("inf") else f"at least {low:g}"
         raise UserError(f"{key}={value} is out of range: expected a number {expected}")
 

@@ -1,5 +1,6 @@
 """What was asked of `rlrun compare`: the arguments after the verb."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str]) -> Options:
     if values["threshold"] is not None:
         thresholds[EVERYWHERE] = values["threshold"]
     for env, value in thresholds.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             key = f"{THRESHOLD}{env}" if env else "threshold"
             raise UserError(f"{key}={value} is no return to reach: expected a number, such as {key}=475")
     for key in ("by", "out", "metric", "section"):
