@@ -108,6 +108,7 @@ def make_replay(folder: Path, steps: int, alpha: float | None = None) -> Replay:
         "action_space": ACTIONS,
         "num_envs": 1,
         "capacity": steps,
+        "num_steps": 100,
         "slack": 20_000,
         "n_steps": 1,
         "gamma": 0.99,
