@@ -21,7 +21,7 @@ from rlrun.errors import UserError
 from rlrun.math.returns import explained_variance, gae, next_values
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import ActorCritic
-from rlrun.networks.optimizers import RMSpropTF
+from rlrun.networks.optimizers import RMSpropTF, make_adam
 
 
 @dataclass(kw_only=True, eq=False)
@@ -65,7 +65,7 @@ class A2C(Algorithm):
     def make_optimizer(self) -> torch.optim.Optimizer:
         params = self.net.parameters()
         if self.optimizer_name == "adam":
-            return torch.optim.Adam(params, lr=self.learning_rate, eps=self.optimizer_eps)
+            return make_adam(params, lr=self.learning_rate, eps=self.optimizer_eps)
         return RMSpropTF(params, lr=self.learning_rate, alpha=self.rmsprop_alpha, eps=self.optimizer_eps)
 
     def step(self) -> Metrics:

@@ -34,7 +34,7 @@ from rlrun.data.prioritized import PrioritizedReplay
 from rlrun.errors import UserError
 from rlrun.math.schedules import crossed, linear
 from rlrun.networks.noisy import quiet, resample
-from rlrun.networks.optimizers import RMSpropTF
+from rlrun.networks.optimizers import RMSpropTF, make_adam
 from rlrun.networks.q_network import QNetwork
 
 
@@ -89,7 +89,7 @@ class DQN(Algorithm):
     def make_optimizer(self) -> torch.optim.Optimizer:
         weights = self.net.parameters()
         if self.optimizer_name == "adam":
-            return torch.optim.Adam(weights, lr=self.learning_rate, eps=self.optimizer_eps)
+            return make_adam(weights, lr=self.learning_rate, eps=self.optimizer_eps)
         return RMSpropTF(
             weights, lr=self.learning_rate, alpha=0.95, eps=self.optimizer_eps, square_init=0.0, centered=True
         )

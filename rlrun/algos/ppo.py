@@ -29,6 +29,7 @@ from rlrun.errors import UserError
 from rlrun.math.returns import explained_variance, gae, next_values
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import ActorCritic
+from rlrun.networks.optimizers import make_adam
 
 
 @dataclass(kw_only=True, eq=False)
@@ -69,7 +70,7 @@ class PPO(Algorithm):
                 log_std_init=self.log_std_init,
             )
         )
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
+        self.optimizer = make_adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
         self.collector = setup.make_collector(self.num_envs)
         self.num_updates = 0
 

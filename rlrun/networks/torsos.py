@@ -139,7 +139,7 @@ class Image(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         if self.channels_last_input:
             obs = obs.movedim(-1, -3)
-        return obs.float() * self.scale
+        return obs.contiguous(memory_format=torch.channels_last).float() * self.scale
 
 
 class OneHot(nn.Module):
