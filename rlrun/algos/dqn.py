@@ -28,7 +28,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients
+from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, set_learning_rate
 from rlrun.data.collector import Batch, State
 from rlrun.data.prioritized import PrioritizedReplay
 from rlrun.errors import UserError
@@ -49,6 +49,7 @@ class DQN(Algorithm):
     buffer_size: int
     learning_starts: int
     learning_rate: float
+    learning_rate_end: float | None
     optimizer_name: Literal["adam", "rmsprop_centered"]
     optimizer_eps: float
     gamma: float
@@ -135,6 +136,8 @@ class DQN(Algorithm):
         self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
         metrics: Metrics = {"rollout/exploration_rate": self.epsilon()}
         if self.steps >= self.learning_starts and len(self.replay) >= self.batch_size:
+            if self.learning_rate_end is not None:
+                set_learning_rate(self.optimizer, linear(self.learning_rate, self.learning_rate_end, self.progress))
             for _ in range(self.num_updates):
                 metrics |= self.update()
         if crossed(self.target_every, before, self.steps):
@@ -210,7 +213,7 @@ class DQN(Algorithm):
     def _check(self) -> None:
         for key in ("num_envs", "train_every", "num_updates", "batch_size", "buffer_size", "target_every", "n_steps"):
             check_range(f"algo.{key}", getattr(self, key), 1)
-        for key in ("learning_starts", "learning_rate", "optimizer_eps", "epsilon_steps"):
+        for key in ("learning_starts", "learning_rate", "learning_rate_end", "optimizer_eps", "epsilon_steps"):
             check_range(f"algo.{key}", getattr(self, key), 0)
         for key in ("gamma", "epsilon_start", "epsilon_end", "eval_epsilon", "priority_alpha", "priority_beta"):
             check_range(f"algo.{key}", getattr(self, key), 0, 1)
