@@ -142,7 +142,7 @@ class PPO(Algorithm):
         """Split the data at random into minibatches of M = min(batch_size, T B)."""
         size, device = len(data["advantage"]), self.setup.device.torch
         order = torch.randperm(size, generator=self.generator, device=device)
-        return [{name: t[i] for name, t in data.items()} for i in order.split(self.batch_size)]
+        return [{name: t.index_select(0, i) for name, t in data.items()} for i in order.split(self.batch_size)]
 
     def loss(self, data: Batch, clip_range: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one minibatch and its parts. All of data: [M, ...]."""

@@ -97,7 +97,7 @@ class PQN(Algorithm):
     def minibatches(self, data: Batch) -> list[Batch]:
         """Split the data at random into minibatches of M."""
         order = torch.randperm(len(data["target"]), generator=self.generator, device=self.setup.device.torch)
-        return [{name: t[i] for name, t in data.items()} for i in order.split(self.batch_size)]
+        return [{name: t.index_select(0, i) for name, t in data.items()} for i in order.split(self.batch_size)]
 
     def loss(self, data: Batch) -> Tensor:
         with self.setup.device.autocast():
