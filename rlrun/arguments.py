@@ -57,7 +57,8 @@ def with_defaults(given: Mapping[str, Any], known: Mapping[str, Any], verb: str)
     values = dict(known)
     for key, value in given.items():
         if key not in known:
-            raise UserError(f"rlrun {verb} has no key {key}.{nearest(key, known)} Known: {', '.join(known)}")
+            hint = f"{nearest(key, known)} Known: {', '.join(known)}" if known else " It takes no keys, only paths"
+            raise UserError(f"rlrun {verb} has no key {key}.{hint}")
         values[key] = _as(key, value, known[key])
     return values
 

@@ -132,7 +132,7 @@ def measured(config: dict[str, Any], choices: dict[str, str], options: Options) 
     """Build the agent, measure it, print the tables, and return them as plain values."""
     agent = build_agent(_for_a_bench(config))
     algorithm = agent.algorithm
-    num_envs = int(getattr(algorithm, "num_envs", 1))
+    num_envs = int(getattr(algorithm, "num_envs", 1)) * int(getattr(algorithm, "num_workers", 1))
     title = f"{choices['algo']} on {agent.spec.name}: {num_envs} environments, {described(agent)}"
     iterations = {
         "environment": environment_alone(agent, num_envs),
@@ -144,6 +144,7 @@ def measured(config: dict[str, Any], choices: dict[str, str], options: Options) 
     speeds = measure(iterations, options.seconds)
     shares = time_shares(algorithm, options.seconds / NUM_WINDOWS)
     rows = profile(algorithm) if options.profile else None
+    agent.close()
 
     console = Console()
     for table in (speed_table(title, speeds), share_table(shares), *([profile_table(rows)] if rows else [])):
@@ -305,8 +306,9 @@ def watched(algorithm: Algorithm, mark: Callable[[str], AbstractContextManager[A
             continue  # steps of a table take less time than reading the clock
         patch(collector.envs.envs, "step", "environment steps")
         patch(collector.envs.envs, "reset", "environment resets")
-        collector.collect = marks_policy(collector.collect, mark)  # type: ignore[method-assign]
-        patched.append((collector, "collect"))
+        for name in ("collect", "collect_episodes"):
+            setattr(collector, name, marks_policy(getattr(collector, name), mark))
+            patched.append((collector, name))
     try:
         yield
     finally:
@@ -323,11 +325,11 @@ def marked(function: Callable[..., Any], part: str, mark: Callable[[str], Abstra
 
 
 def marks_policy(collect: Callable[..., Any], mark: Callable[[str], AbstractContextManager[Any]]) -> Any:
-    """Wrap a collector's `collect` so that the policy it is given counts as a part of its own."""
+    """Wrap a collector's `collect`, or `collect_episodes`, so that the policy it is given counts as a part of its own."""
 
-    def wrapper(policy: Callable[..., Any], num_steps: int) -> Any:
+    def wrapper(policy: Callable[..., Any], number: int) -> Any:
         with mark("storing, statistics"):
-            return collect(marked(policy, "policy", mark), num_steps)
+            return collect(marked(policy, "policy", mark), number)
 
     return wrapper
 

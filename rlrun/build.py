@@ -16,7 +16,7 @@ from gymnasium import spaces
 from rlrun import record, schema
 from rlrun.algos.algorithm import Algorithm, Setup
 from rlrun.checkpoint import Checkpoints
-from rlrun.config import seconds
+from rlrun.config import algorithms_that, seconds
 from rlrun.console import Console
 from rlrun.data.collector import Collector
 from rlrun.data.prioritized import PrioritizedReplay
@@ -26,6 +26,7 @@ from rlrun.device import Device
 from rlrun.envs.base import EnvSpec
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
+from rlrun.envs.shaping import Shaping
 from rlrun.envs.tabular import Model
 from rlrun.errors import UserError
 from rlrun.evaluation import Evaluator
@@ -34,12 +35,15 @@ from rlrun.facts import Facts
 from rlrun.files import human_bytes
 from rlrun.logger import Logger
 from rlrun.mirror import Mirror
+from rlrun.networks.actor_critic import ActorCritic
+from rlrun.networks.recurrent import RecurrentActorCritic, RecurrentTorso
 from rlrun.run_folder import RunFolder
 from rlrun.seeding import TRAINING_SEEDS, Seeds, seed_global_generators
 from rlrun.signals import Signals
 
 BYTES_PER_ENV = 5_000  # the smallest Gymnasium environments with their wrappers
 LOG_BYTES_PER_STEP = 5  # all logs together, generously
+PICTURES_GROW = 7  # times, as a table fills with numbers: 1.4 to 6.2 were measured, the most with grid worlds
 
 
 @dataclass(kw_only=True)
@@ -56,6 +60,7 @@ class Agent:
         return self.algorithm.setup.normalizer
 
     def close(self) -> None:
+        self.algorithm.close()
         for collector in self.algorithm.setup.collectors:
             collector.envs.close()
 
@@ -92,33 +97,38 @@ def build_agent(config: dict[str, Any], folder: Path | None = None) -> Agent:
     spec: EnvSpec = _construct(config["env"])
     probe = spec.make(1)
     obs_space, action_space = probe.obs_space, probe.action_space
+    shaping = None if spec.potential is None else Shaping.of(spec.potential, config["algo"], probe)
     probe.close()
 
     if spec.normalize_obs and not (isinstance(obs_space, spaces.Box) and obs_space.dtype.kind == "f"):
         raise UserError(f"env.normalize_obs=true is for vectors of real numbers, and env={spec.name} gives {obs_space}")
     algorithm_class = _locate(config["algo"]["_target_"])
     _check_spaces(algorithm_class, config["algo"]["_target_"], obs_space, action_space, spec)
+    recurrent = _recurrent(config["network"]["_target_"], algorithm_class, config["algo"]["_target_"])
     # Rewards are scaled by the deviation of the return that the algorithm discounts.
-    normalizer = Normalizer(
-        obs_space.shape or (), max(1, config["algo"].get("num_envs", 1)), config["algo"].get("gamma", 1.0)
-    )
+    normalizer = Normalizer(obs_space.shape or (), config["algo"].get("gamma", 1.0))
     setup = Setup(
         obs_space=obs_space,
         action_space=action_space,
-        make_torso=partial(_construct, config["network"], obs_space),
-        make_collector=lambda num_envs, raw=False: collector(num_envs, raw),
+        make_torso=lambda space=obs_space: _construct(config["network"], space),
+        make_actor_critic=lambda **options: (RecurrentActorCritic if recurrent else ActorCritic)(
+            setup.make_torso, action_space, **options
+        ),
+        recurrent=recurrent,
+        make_collector=lambda num_envs, raw=False, name=None: collector(num_envs, raw, name),
         make_tabular_collector=lambda: tabular_collector(),
         make_model=partial(_model, spec, config["algo"]["_target_"]),
         make_replay=lambda **numbers: _make_replay(setup, spec, folder, config["checkpoint"]["every"], **numbers),
         normalizer=normalizer,
+        normalized=[key for key in ("normalize_obs", "normalize_reward") if getattr(spec, key)],
         seeds=seeds,
         device=device,
         total_steps=config["total_steps"],
     )
 
-    def collector(num_envs: int, raw: bool) -> Collector:
+    def collector(num_envs: int, raw: bool, name: str | None) -> Collector:
         _check_num_envs(num_envs, obs_space)
-        name = f"environments of collector {len(setup.collectors)}"
+        name = name or f"environments of collector {len(setup.collectors)}"
         made = Collector(
             envs=ReplayedEnvs(spec.make(num_envs), seeds.numpy(name), TRAINING_SEEDS),
             normalizer=normalizer,
@@ -127,13 +137,16 @@ def build_agent(config: dict[str, Any], folder: Path | None = None) -> Agent:
             clip_reward=spec.clip_reward,
             device=device.torch,
             raw=raw,
+            shaping=shaping,
+            first_env=sum(other.num_envs for other in setup.collectors if isinstance(other, Collector)),
+            steps_elsewhere=lambda: sum(other.steps for other in setup.collectors if other is not made),
         )
         setup.collectors.append(made)
         return made
 
     def tabular_collector() -> TabularCollector:
         _check_own_rewards(spec)
-        made = make_tabular_collector(spec, seeds, f"environments of collector {len(setup.collectors)}")
+        made = make_tabular_collector(spec, seeds, f"environments of collector {len(setup.collectors)}", shaping)
         setup.collectors.append(made)
         return made
 
@@ -200,13 +213,17 @@ def build_experiment(
     folder: RunFolder,
     signals: Signals,
     prune: Callable[[int, float], bool] | None = None,
+    *,
+    until: int | None = None,
+    save_first: bool = False,
 ) -> Experiment:
-    """Tie an agent to its run folder, which must exist."""
+    """Tie an agent to its run folder, which must exist; `until` ends the run before its total_steps."""
+    total_steps = config["total_steps"] if until is None else until
     stop = schema.Stop(**config["stop"])
     title = f"{agent.spec.name}/{folder.record()['algo']}/seed={config['seed']}"
     log = schema.Log(**config["log"])
-    console = Console(title, config["total_steps"], enabled=log.console, log_file=folder.path / "run.log")
-    facts = Facts.of(folder.record(), folder.config())
+    console = Console(title, total_steps, enabled=log.console, log_file=folder.path / "run.log")
+    facts = Facts.of(folder.record(), config)
     options = {name: config[name] for name in log.trackers}
     mirror = Mirror(folder.path, facts, options, console.notice) if options else None
     checkpoints = Checkpoints(folder.path, config["checkpoint"]["keep"])
@@ -223,7 +240,7 @@ def build_experiment(
         folder=folder,
         signals=signals,
         seeds=agent.seeds,
-        total_steps=config["total_steps"],
+        total_steps=total_steps,
         eval=schema.Eval(**config["eval"]),
         checkpoint=schema.Checkpoint(**config["checkpoint"]),
         log=log,
@@ -232,6 +249,7 @@ def build_experiment(
         protocol=agent.protocol(),
         fingerprint=agent.fingerprint(),
         prune=prune,
+        save_first=save_first,
     )
 
 
@@ -252,13 +270,24 @@ def estimate(agent: Agent, config: dict[str, Any]) -> Estimate:
     """Return what the run will need, from the sizes of what was built."""
     algorithm = agent.algorithm
     weights = sum(p.nbytes for m in algorithm.networks().values() for p in m.parameters())
-    checkpoint = 3 * weights + sum(c.obs.nbytes for c in algorithm.setup.collectors) + 200_000
+    found = sum(r.checkpoint_bytes for r in algorithm.setup.replays)
+    copies = algorithm.copies() * weights
+    checkpoint = 3 * weights + copies + sum(c.obs.nbytes for c in algorithm.setup.collectors) + found + 200_000
     replay = sum(r.ring.missing_bytes() for r in algorithm.setup.replays)
-    disk = checkpoint * (config["checkpoint"]["keep"] + 2) + config["total_steps"] * LOG_BYTES_PER_STEP + replay
+    logs = config["total_steps"] * LOG_BYTES_PER_STEP + _picture_bytes(algorithm, config)
+    disk = checkpoint * (config["checkpoint"]["keep"] + 2) + logs + replay
     stored = sum(c.bytes_per_step() for c in algorithm.setup.collectors) * algorithm.stored_steps()
-    # Weights, gradients, two moments and a checkpoint in the making; a rollout and its minibatches.
-    memory = _resident_bytes() + 6 * weights + 3 * stored
+    # Weights, gradients, two moments and a checkpoint in the making; copies without the moments; a rollout and its
+    # minibatches; what finds a replay's records again, and three copies of it while a checkpoint is made.
+    memory = _resident_bytes() + 6 * weights + 3 * copies + 3 * stored + 4 * found
     return Estimate(checkpoint, disk, memory, replay)
+
+
+def _picture_bytes(algorithm: Algorithm, config: dict[str, Any]) -> int:
+    """Return what the pictures of all evaluations will take; TensorBoard's file has them once more."""
+    drawn = sum(map(len, algorithm.pictures().values())) * PICTURES_GROW
+    occasions = config["total_steps"] // config["eval"]["every"] + 1
+    return drawn * occasions * (2 if config["log"]["tensorboard"] else 1)
 
 
 def check_room(needed: Estimate, folder: Path) -> None:
@@ -304,8 +333,25 @@ def _check_spaces(algorithm: type[Algorithm], target: str, obs_space: Any, actio
         )
 
 
+def _recurrent(network: str, algorithm: type[Algorithm], target: str) -> bool:
+    """Say whether the network has a memory. Raises UserError for an algorithm that does not take such."""
+    built = _locate(network)
+    recurrent = isinstance(built, type) and issubclass(built, RecurrentTorso)
+    if recurrent and not algorithm.recurrent:
+        raise UserError(
+            f"network={network} has a memory, and algo={target} does not take such a one: "
+            f"{', '.join(algorithms_that('recurrent'))} do; network=mlp, nature_cnn and others have none"
+        )
+    return recurrent
+
+
 def _model(spec: EnvSpec, target: str) -> Model:
     _check_own_rewards(spec)
+    if spec.potential is not None:
+        raise UserError(
+            f"env.potential={spec.potential} is a hint for learning from steps: algo={target} plans with the model and "
+            "needs none, leave it out"
+        )
     model = spec.model()
     if model is None:
         raise UserError(

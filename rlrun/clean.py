@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,17 @@ class Item:
 def clean(arguments: list[str]) -> int:
     """rlrun clean [PATHS ...] [yes=false] [keep=KIND,...]: show what finished runs no longer need, and free it.
 
-    Asks before it frees anything; where nobody can answer, yes=true says so. What can be kept: checkpoints, replay,
-    corrupt, temporary, aside, sweeps, scratch. Runs that are going on are left alone, and unfinished ones keep
+    Looks at nothing outside PATHS; without any, at outputs and at what killed processes left in the folder of temporary
+    files. Asks before it frees anything; where nobody can answer, yes=true says so. What can be kept: checkpoints,
+    replay, corrupt, temporary, aside, sweeps, scratch. Runs that are going on are left alone, and unfinished ones keep
     what they need to go on.
     """
-    paths, options = _parsed(arguments)
+    given, options = _parsed(arguments)
+    paths = given or [DEFAULT_PATH]
     runs = list({run.path.resolve(): run for path in paths for run in find_runs(path)}.values())
     idle = [run for run in runs if not run.locked()]
     found = {run: [item for item in freeable(run) if item.kind not in options["keep"]] for run in idle}
-    others = [*set_aside(paths), *left_sweeps(paths), *left_scratch()]
+    others = [*set_aside(paths), *left_sweeps(paths), *left_scratch(given)]
     others = [item for item in others if item.kind not in options["keep"]]
     items = [item for group in found.values() for item in group] + others
     if len(idle) < len(runs):
@@ -172,10 +174,12 @@ def left_sweeps(paths: Iterable[Path]) -> Iterator[Item]:
             yield Item("sweeps", (folder,))
 
 
-def left_scratch() -> Iterator[Item]:
-    """Yield the temporary folders of this user's processes that live no more."""
-    for path in sorted(Path(tempfile.gettempdir()).glob("rlrun-*")):
+def left_scratch(within: Sequence[Path]) -> Iterator[Item]:
+    """Yield the temporary folders of this user's processes that live no more; only those `within` folders, if given."""
+    for path in sorted(Path(tempfile.gettempdir()).resolve().glob("rlrun-*")):
         named = SCRATCH.fullmatch(path.name)
+        if within and not any(path.is_relative_to(folder.resolve()) for folder in within):
+            continue
         if named and path.is_dir() and path.stat().st_uid == os.getuid() and not _lives(int(named["process"])):
             yield Item("scratch", (path,))
 
@@ -219,7 +223,7 @@ def _parsed(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
     for path in paths or [DEFAULT_PATH]:
         if not path.is_dir():
             raise UserError(f"PATHS: {path} is not a folder; give run folders or folders of runs, such as outputs")
-    return paths or [DEFAULT_PATH], options
+    return paths, options
 
 
 def _bytes(path: Path) -> int:

@@ -145,10 +145,15 @@ def _hydra_explained(arguments: list[str]) -> Iterator[None]:
 
 
 def quoted(argument: str) -> str:
-    """Return key=value with quotes around a value that is a run's path: Hydra takes its seed=0 for a mistake."""
+    """Return key=value with quotes around each value that is a run's path: Hydra takes its seed=0 for a mistake.
+
+    The path may hold ${seed}; several are separated by commas.
+    """
     key, _, value = argument.partition("=")
-    plain = "/" in value and "=" in value and not any(c in value for c in "'\"[]{}(),$\\")
-    return f"{key}='{value}'" if plain else argument
+    paths = [path for path in value.split(",") if "/" in path and "=" in path]
+    if not paths or any(c in re.sub(r"\$\{\w+\}", "", value) for c in "'\"[]{}()$\\"):
+        return argument
+    return f"{key}=" + ",".join(f"'{path}'" if path in paths else path for path in value.split(","))
 
 
 def sweeps(arguments: list[str]) -> bool:

@@ -1,8 +1,10 @@
 """What Hydra composed, as plain values, and the names that a run gets from it."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +16,7 @@ from rlrun.launch import Names
 from rlrun.run_folder import variant
 
 NAMES_OF_ENV = ("env.id", "env.game", "env.name")  # these are in the folder's name already
+NAMES_OF_RUNS = ("init_from", "algo.expert")  # their values may be paths of runs
 CHOICES = ("algo", "env", "network", "device", "protocol", "tuned")
 
 
@@ -26,7 +29,9 @@ def planned(config: DictConfig) -> tuple[dict[str, Any], Names]:
     if choices["protocol"] != "none" and "frame_skip" not in config.env:
         raise UserError(f"protocol={choices['protocol']} is for Atari games, and env={choices['env']} is none")
     plain = validate(resolved(config))
-    return plain, names_of(plain, hydra.overrides.task, choices)
+    typed = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # ${seed} as it is
+    assert isinstance(typed, list)
+    return plain, names_of(plain, [str(override) for override in typed], choices)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -64,14 +69,16 @@ def names_of(config: dict[str, Any], overrides: Sequence[str], choices: Mapping[
         for group in CHOICES[2:]
         if choices.get(group) != default_choices.get(group) and is_learning_key(group)
     ]
-    for key in dict.fromkeys(override.partition("=")[0].lstrip("+~") for override in overrides):  # the last one counts
+    typed = {key.lstrip("+~"): text for key, _, text in (override.partition("=") for override in overrides)}
+    for key, text in typed.items():  # the last one counts
         if key in CHOICES or key == "seed" or not is_learning_key(key):
             continue
         # A section given as a whole counts by its leaves.
         for leaf, value in final.items():
             given = leaf == key or leaf.startswith(f"{key}.")
             if given and leaf not in NAMES_OF_ENV and default.get(leaf, "-") != value:
-                changes.append(f"{leaf}={_shown(value)}")
+                of_run = leaf in NAMES_OF_RUNS and "/" in str(value)
+                changes.append(f"{leaf}={_run_shown(value, text, config) if of_run else _shown(value)}")
     name = config["name"]
     return Names(
         algo=choices["algo"],
@@ -131,6 +138,19 @@ def _plain(config: DictConfig) -> dict[str, Any]:
         if OmegaConf.is_config(values[key]):
             values[key] = OmegaConf.to_container(values[key])
     return values
+
+
+def _run_shown(path: str, typed: str, config: dict[str, Any]) -> str:
+    """Return a short name for a stored run: ppo-default-seed=0, with what else tells it from others in front.
+
+    Typed with seed=${seed}, it is another run for each seed of one configuration, whose name then leaves the seed out.
+    """
+    parts = Path(os.path.abspath(path)).parts[-4:]
+    if Path(os.path.abspath(path)) != Path(os.path.abspath(config["outputs"]), *parts):
+        parts = (hashlib.sha256(path.replace(parts[-1], "").encode()).hexdigest()[:6], *parts[-3:])
+    elif parts[0] == config["env"]["name"]:
+        parts = parts[1:]
+    return "-".join(parts[:-1] if "${seed}" in typed.rpartition("/")[2] else parts)
 
 
 def _shown(value: Any) -> str:

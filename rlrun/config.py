@@ -8,6 +8,7 @@ import ast
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 
 from rlrun import schema
 from rlrun.errors import UserError, nearest
-from rlrun.fields import coerce, fields_of
+from rlrun.fields import coerce, constant_of, fields_of
 
 GROUPS = ("algo", "env", "network", "device")  # groups whose _target_ is built
 
@@ -90,6 +91,22 @@ def lineage(group: str, name: str) -> list[str]:
     content = yaml.safe_load(path.read_text()) or {}
     parents = [d for d in content.get("defaults", []) if isinstance(d, str) and d != "_self_"]
     return [name, *(ancestor for parent in parents for ancestor in lineage(group, parent))]
+
+
+def target_of(group: str, name: str) -> str | None:
+    """Return what an option builds, as its file says or the nearest of those that it builds on; None if none does."""
+    files = [path for option in lineage(group, name) if (path := option_file(group, option)) is not None]
+    return next((content["_target_"] for path in files if "_target_" in (content := _yaml(path))), None)
+
+
+def algorithms_that(attribute: str) -> list[str]:
+    """Return the algorithms whose classes give a true value to an attribute, leaving out what cannot be found."""
+    found = []
+    for name in options("algo"):
+        module, _, cls = (target_of("algo", name) or "").rpartition(".")
+        with suppress(UserError):
+            found += [name] if constant_of(module, cls, attribute) else []
+    return found
 
 
 def tuned_for(algo: str, env: str) -> str:
@@ -281,6 +298,8 @@ def _check_ranges(config: dict[str, Any]) -> None:
     if not 0 <= config["seed"] < 2**63:
         raise UserError(f"seed={config['seed']} is out of range: expected 0 to 2^63 - 1")
     seconds(config["stop"]["after_time"])
+    if config["init_from"] is None and config["init_checkpoint"] != "last":
+        raise UserError(f"init_checkpoint={config['init_checkpoint']} says nothing without init_from=RUN")
     name = config["name"]
     if name is not None and slug(name) != name:
         raise UserError(

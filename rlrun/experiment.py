@@ -14,6 +14,7 @@ from rlrun import schema
 from rlrun.algos.algorithm import Algorithm, Metrics
 from rlrun.checkpoint import Checkpoints, misfit
 from rlrun.console import Console
+from rlrun.data.collector import RECENT
 from rlrun.envs.normalizer import Normalizer
 from rlrun.errors import RunFailed
 from rlrun.evaluation import Evaluation, Evaluator
@@ -42,7 +43,7 @@ class Clock:
 class Experiment(Stateful):
     """A run: what it needs are fields, what it remembers are the attributes set in __post_init__."""
 
-    transient: ClassVar[frozenset[str]] = frozenset({"clock", "last_row", "pruned", "window"})
+    transient: ClassVar[frozenset[str]] = frozenset({"clock", "last_row", "pruned", "restored_from", "window"})
 
     normalizer: Normalizer  # before the algorithm, whose collectors share it: shared state is saved where first met
     algorithm: Algorithm
@@ -62,6 +63,7 @@ class Experiment(Stateful):
     protocol: dict[str, Any]
     fingerprint: dict[str, Any]
     prune: Callable[[int, float], bool] | None = None  # a search's verdict on (step, mean return) of an evaluation
+    save_first: bool = False  # before the first step: what it begins with is of other runs, which may change or go
 
     def __post_init__(self) -> None:
         self.generators = GlobalGenerators()
@@ -72,10 +74,15 @@ class Experiment(Stateful):
         self.window = (0.0, 0)  # (seconds, steps) at the last row, for steps/s
         self.last_row: dict[str, Any] = {}
         self.pruned = False
+        self.restored_from: dict[str, Any] | None = None  # the manifest of the checkpoint that was taken up
 
     def run(self) -> str:
-        """Train from wherever the folder stands to the end; return the status it ends with."""
-        self.restore()
+        """Train from where `restore` has left off to the end; return the status it ends with."""
+        if self.restored_from is not None:
+            self.report_dropped_promises(self.restored_from.get("fingerprint", {}))
+        elif self.save_first:
+            self.save()
+        self.report_unrepeatable()
         self.window = (self.clock.seconds(), self.algorithm.steps)
         self.evaluate_pending()
         while not self.done() and not self.signals.received:
@@ -130,10 +137,12 @@ class Experiment(Stateful):
             self.load_state_dict(state)
         except StateMismatch as error:
             raise misfit(manifest["step"], error) from error
+        except RunFailed as error:
+            raise RunFailed(f"checkpoint of step {manifest['step']} cannot be gone on from: {error}") from error
         self.checkpoints.discard_best_after(manifest["step"])
         self.clock.earlier = manifest.get("time", {}).get("wall_seconds", 0.0)
+        self.restored_from = manifest
         self.console.notice(f"continuing from step {manifest['step']:,} of {self.total_steps:,}")
-        self.report_dropped_promises(manifest.get("fingerprint", {}))
 
     def report_dropped_promises(self, stored: dict[str, Any]) -> None:
         """Say in what this session differs from the one that wrote the checkpoint."""
@@ -148,10 +157,18 @@ class Experiment(Stateful):
         for drift in sorted(drifts):
             self.console.notice(f"not bit-identical to an undisturbed run from here on: {drift}")
         if changed or drifts:
-            lineage = self.folder.record()["lineage"]
-            dropped = [*changed, *sorted(drifts)]
-            lineage.append({"event": "promise dropped", "step": self.algorithm.steps, "because": dropped})
-            self.folder.update_record(lineage=lineage)
+            self.drop_promise([*changed, *sorted(drifts)])
+
+    def report_unrepeatable(self) -> None:
+        """Say so if the algorithm is one that no two runs of end alike."""
+        if (because := self.algorithm.unrepeatable()) is not None:
+            self.console.notice(f"not bit-identical to another run of the same command: {because}")
+            self.drop_promise([because])
+
+    def drop_promise(self, because: list[str]) -> None:
+        """Record from which step on, and why, this run may end otherwise than an undisturbed one."""
+        event = {"event": "promise dropped", "step": self.algorithm.steps, "because": because}
+        self.folder.update_record(lineage=[*self.folder.record()["lineage"], event])
 
     # --- Numbers ----------------------------------------------------------------------------------------
 
@@ -164,8 +181,10 @@ class Experiment(Stateful):
         seconds, (last_seconds, last_steps) = self.clock.seconds(), self.window
         speed = (now - last_steps) / max(seconds - last_seconds, 1e-9)
         self.window = (seconds, now)
-        returns = [r for c in self.algorithm.setup.collectors for r in c.recent_returns]
-        lengths = [n for c in self.algorithm.setup.collectors for n in c.recent_lengths]
+        collectors = self.algorithm.setup.collectors
+        share = -max(1, RECENT // max(1, len(collectors)))  # of the latest episodes, for each of several collectors
+        returns = [r for c in collectors for r in list(c.recent_returns)[share:]]
+        lengths = [n for c in collectors for n in list(c.recent_lengths)[share:]]
         rollout = (
             {
                 "rollout/ep_rew_mean": sum(returns) / len(returns),

@@ -3,25 +3,22 @@
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rlrun.algos.algorithm import Algorithm
 from rlrun.arguments import parse
 from rlrun.difference import first_difference
 from rlrun.errors import RunFailed, UserError
 from rlrun.files import human_bytes
-from rlrun.inspect_run import LoadedRun, load
+from rlrun.inspect_run import LoadedRun, load, make_greedy
+from rlrun.stateful import named_tensors
 
 KNOWN = {"checkpoint": "last", "to": ""}
 NEEDED = ("onnx", "onnxscript", "onnxruntime", "safetensors")
 # Exported weights are float32 and shall run anywhere, whatever the run was trained on.
 CPU = {"kind": "cpu", "precision": "float32", "compile": False, "threads": 1}
-GREEDY = {"eval_greedy": True, "eval_epsilon": 0.0}  # what makes `act` greedy, in algorithms that have such a key
 
 
 def export(arguments: list[str]) -> int:
@@ -42,14 +39,6 @@ def export(arguments: list[str]) -> int:
     sizes = ", ".join(f"{name} ({human_bytes(len(content))})" for name, content in contents.items())
     print(f"policy of step {run.step:,} ({options['checkpoint']}) in {target}/: {sizes}\n{checked}")
     return 0
-
-
-def make_greedy(algorithm: Algorithm) -> bool:
-    """Make `act` greedy in place; say whether it was not."""
-    changed = {name: value for name, value in GREEDY.items() if getattr(algorithm, name, value) != value}
-    for name, value in changed.items():
-        setattr(algorithm, name, value)
-    return bool(changed)
 
 
 def exported(run: LoadedRun, checkpoint: str, sampled: bool) -> tuple[dict[str, bytes], str]:
@@ -76,7 +65,7 @@ def as_safetensors(run: LoadedRun) -> bytes:
     from safetensors.torch import load as loaded
     from safetensors.torch import save
 
-    tensors = dict(_tensors(run.agent.algorithm.policy_state_dict()))
+    tensors = dict(named_tensors(run.agent.algorithm.policy_state_dict()))
     if run.agent.spec.normalize_obs:
         moments = run.agent.normalizer.obs_moments
         tensors["normalizer.mean"], tensors["normalizer.var"] = map(torch.as_tensor, (moments.mean, moments.var))
@@ -92,14 +81,6 @@ def as_safetensors(run: LoadedRun) -> bytes:
     if difference := first_difference({name: again.get(name) for name in kept}, kept):
         raise RunFailed(f"policy.safetensors does not hold what the checkpoint holds ({difference})")
     return content
-
-
-def _tensors(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    for name, value in state.items():
-        if isinstance(value, dict):
-            yield from _tensors(value, f"{prefix}{name}.")
-        elif isinstance(value, Tensor):
-            yield prefix + name, value
 
 
 def _check_extra() -> None:

@@ -11,7 +11,7 @@ from rlrun.config import flatten, is_learning_key
 
 FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"  # how a run or its session ended
 PRUNED = "pruned"  # by a search, whose trial it is; it can be resumed
-SAID_BY_NAMES = ("algo._target_", "env._target_", "env.name")
+SAID_BY_NAMES = ("algo._target_", "env._target_", "env.name", "init_from")  # by the variant: it may hold the seed
 Scalar = bool | int | float | str
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from rlrun.algos.algorithm import Algorithm
 from rlrun.arguments import parse
 from rlrun.build import Agent, build_agent, load_policy
 from rlrun.checkpoint import CheckpointError, Checkpoints, misfit
@@ -22,6 +23,8 @@ from rlrun.stateful import StateMismatch
 
 __all__ = ["LoadedRun", "evaluate", "load", "parse"]
 
+GREEDY = {"eval_greedy": True, "eval_epsilon": 0.0}  # what makes `act` greedy, in algorithms that have such a key
+
 
 @dataclass
 class LoadedRun:
@@ -31,6 +34,7 @@ class LoadedRun:
     config: dict[str, Any]
     agent: Agent
     step: int  # of the checkpoint that the policy comes from
+    sha256: str = ""  # of that checkpoint's file
     _state: State = None
     _first: bool = True
     _draws: int = field(default=0)
@@ -64,6 +68,13 @@ class LoadedRun:
         """Forget the episode so far."""
         self._state, self._first = None, True
 
+    def origin(self, checkpoint: str) -> dict[str, Any]:
+        """Return what a run that takes something from this one notes of it: where it lies, and which policy it was."""
+        record = RunFolder(self.path).record()
+        names = {name: record[name] for name in ("algo", "env")}
+        which = {"run": str(self.path.resolve()), "checkpoint": checkpoint, "step": self.step, "sha256": self.sha256}
+        return {**which, **names}
+
 
 def load(run: str | Path, checkpoint: str | int = "best", device: Mapping[str, Any] | None = None) -> LoadedRun:
     """Return the policy of a run folder: of its best evaluation, its last checkpoint, or that of a step.
@@ -74,19 +85,35 @@ def load(run: str | Path, checkpoint: str | int = "best", device: Mapping[str, A
     folder = RunFolder.existing(run)
     config = folder.config()
     config["device"] |= device or {}
-    stored, manifest = _stored(folder, str(checkpoint))
+    stored, manifest = stored_policy(folder, str(checkpoint))
     if config["device"]["kind"] == "cuda" and not torch.cuda.is_available():
         print("the run was on cuda; there is none here, so its policy plays on the CPU", file=sys.stderr)
         config["device"]["kind"] = "cpu"
+    try:
+        agent = revived(config, stored)
+    except StateMismatch as error:
+        raise misfit(manifest["step"], error) from error
+    return LoadedRun(folder.path, config, agent, manifest["step"], manifest["sha256"])
+
+
+def make_greedy(algorithm: Algorithm) -> bool:
+    """Make `act` greedy in place; say whether it was not."""
+    changed = {name: value for name, value in GREEDY.items() if getattr(algorithm, name, value) != value}
+    for name, value in changed.items():
+        setattr(algorithm, name, value)
+    return bool(changed)
+
+
+def revived(config: dict[str, Any], stored: dict[str, Any]) -> Agent:
+    """Return the agent of a configuration with a stored policy. Raises StateMismatch if they do not fit."""
+    # Only training asks for the potential, whose module need not be there any more.
+    config = {**config, "env": {**config["env"], "potential": None}}
     threads = torch.get_num_threads()
     with preserved_rng(0):  # the caller's generators and threads are the caller's
         agent = build_agent(config)
     torch.set_num_threads(threads)
-    try:
-        load_policy(agent, stored)
-    except StateMismatch as error:
-        raise misfit(manifest["step"], error) from error
-    return LoadedRun(path=folder.path, config=config, agent=agent, step=manifest["step"])
+    load_policy(agent, stored)
+    return agent
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -110,7 +137,7 @@ def evaluate(arguments: list[str]) -> int:
         "step": run.step,
         "protocol": run.agent.protocol(str(options["checkpoint"])),
     }
-    target = run.path / "evaluations" / f"step-{run.step}-{name}.json"
+    target = run.path / "evaluations" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     write_json(target, report)
     print(
@@ -139,20 +166,23 @@ def _check_seeds(options: dict[str, Any]) -> None:
 
 
 def _episode_seeds(run: LoadedRun, options: dict[str, Any]) -> tuple[list[int], str]:
-    """Return the environments' seeds and what they are called in the report's name."""
+    """Return the environments' seeds and the report's name, which tells all that decides what is in it."""
+    which, episodes = str(options["checkpoint"]), options["episodes"]
+    policy = f"step-{run.step}" if which == str(run.step) else f"step-{run.step}-{which}"
     if options["first_seed"] is None:
-        name = f"seed-{options['seed']}"
-        return run.agent.seeds.episodes(f"eval {options['seed']}", REPORT_SEEDS, options["episodes"]), name
+        name = f"{policy}-seed-{options['seed']}-episodes-{episodes}"
+        return run.agent.seeds.episodes(f"eval {options['seed']}", REPORT_SEEDS, episodes), name
     first = int(options["first_seed"])
     if first < REPORT_SEEDS.start:
         print(
             f"note: episodes {first}, {first + 1}, ... are among those that may have trained or chosen a policy",
             file=sys.stderr,
         )
-    return list(range(first, first + options["episodes"])), f"first-seed-{first}"
+    return list(range(first, first + episodes)), f"{policy}-first-seed-{first}-episodes-{episodes}"
 
 
-def _stored(folder: RunFolder, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def stored_policy(folder: RunFolder, which: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state that holds a run's policy, and its manifest. Raises UserError if it is not there."""
     checkpoints = Checkpoints(folder.path, keep=1)
     steps = checkpoints.steps()
     try:

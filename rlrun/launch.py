@@ -15,14 +15,16 @@ from rlrun.config import differences, env_of_id, import_paths, is_learning_key, 
 from rlrun.errors import RunFailed, UserError
 from rlrun.event_file import PATTERN
 from rlrun.facts import FAILED, FINISHED, INTERRUPTED, PRUNED
-from rlrun.files import DISK_FULL
+from rlrun.files import DISK_FULL, human_bytes
 from rlrun.run_folder import RunFolder
 from rlrun.sweep.outcomes import SKIPPED, Place, note_outcome
 
 if TYPE_CHECKING:
     from rlrun.build import Agent
+    from rlrun.experiment import Experiment
 
 EXIT_FINISHED, EXIT_FAILED = 0, 1
+REPLAY = "replay"  # the folder of a run's replays
 Prune = Callable[[int, float], bool]  # (step, mean return) of an evaluation -> whether the run shall end there
 
 
@@ -51,6 +53,7 @@ def launch(config: dict[str, Any], names: Names, prune: Prune | None = None) -> 
         _refuse_other_learning(folder, config)
         if folder.status() == "finished":
             note_outcome(names.place, SKIPPED, EXIT_FINISHED)
+            drop_replay(folder, config)
             result = folder.result() or {}
             _say(
                 f"{folder.path} is finished: return {result.get('mean_return', float('nan')):.2f} after "
@@ -86,11 +89,11 @@ def train(
             pass
     _check_writable(folder.path)
     trackers.check(config)
-    from rlrun.build import build_agent, check_room, estimate
+    from rlrun.build import build_experiment, check_room, estimate
     from rlrun.signals import Signals
 
     with Signals() as signals:
-        agent = build_agent(config, folder.path)
+        agent, origins = _built(folder, config, new=names is not None)
         if names is None:
             _check_replay(folder, agent)
         needed = estimate(agent, config)
@@ -102,22 +105,42 @@ def train(
         _make_folder(folder.path)
         with folder.lock():
             if names is not None:
-                _begin(folder, config, names, agent)
+                _begin(folder, config, names, agent, origins)
                 _say(_about_tuned(names, config))
-            else:
-                _continue(folder, config)
             _say(f"{folder.path}  ({needed}; set up in {time.monotonic() - started:.1f} s)")
-            return _run(folder, config if until is None else {**config, "total_steps": until}, agent, signals, prune)
+            saving = bool(origins)
+            experiment = build_experiment(agent, config, folder, signals, prune, until=until, save_first=saving)
+            # Only once it is taken up: a run that cannot be stays what it was, with its result.
+            taken_up = None if names is not None else lambda: _continue(folder, config, origins)
+            return _run(experiment, agent, config, taken_up)
 
 
-def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any, prune: Prune | None) -> int:
-    from rlrun.build import build_experiment
+def _built(folder: RunFolder, config: dict[str, Any], *, new: bool) -> tuple["Agent", dict[str, Any]]:
+    """Return the run's agent and, where the run begins, the stored runs that it takes something from."""
+    from rlrun.build import build_agent
+    from rlrun.checkpoint import Checkpoints
+    from rlrun.warm_start import source_of, told, warm_start
 
-    experiment = build_experiment(agent, config, folder, signals, prune)
-    status, code, failure = FAILED, EXIT_FAILED, ""
+    begins = new or not Checkpoints(folder.path, keep=1).steps()
+    source = source_of(config) if begins else None  # first, because it sets torch's switches as that run had them
+    agent = build_agent(config, folder.path)
+    origins = agent.algorithm.begin(new=begins)
+    if source is not None:
+        origins["init_from"] = warm_start(agent, source)
+        _say(told(source, origins["init_from"], agent.spec.normalize_obs))
+    return agent, origins
+
+
+def _run(experiment: "Experiment", agent: "Agent", config: dict[str, Any], taken_up: Callable[[], None] | None) -> int:
+    folder = experiment.folder
+    status, code, failure, begun = FAILED, EXIT_FAILED, "", taken_up is None
     try:
+        experiment.restore()
+        if taken_up is not None:
+            taken_up()
+        begun = True
         status = experiment.run()
-        code = EXIT_FINISHED if status in (FINISHED, PRUNED) else 128 + signals.received
+        code = EXIT_FINISHED if status in (FINISHED, PRUNED) else 128 + (experiment.signals.received or 0)
         if status == INTERRUPTED:
             experiment.console.notice(
                 f"interrupted at step {agent.algorithm.steps:,}, saved; the same command goes on from there"
@@ -128,33 +151,51 @@ def _run(folder: RunFolder, config: dict[str, Any], agent: "Agent", signals: Any
         experiment.console.notice(f"error: {failure}")
     except Exception as error:
         experiment.console.close()
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
         failure = f"{type(error).__name__}: {error}"
-        what = (
-            f"the disk of {folder.path} is full; make room and give the same command again"
-            if full
-            else "the run failed"
-        )
-        experiment.console.notice(f"error: {what}\n{traceback.format_exc()}")
+        experiment.console.notice(f"error: {_what_failed(folder, error)}\n{traceback.format_exc()}")
     finally:
         experiment.console.close()
         agent.close()  # the next run of a sweep shall not find threads of this one
         experiment.evaluator.close()
         # On a full disk these fail as well, and what went wrong has been said.
         with suppress(OSError, RunFailed):
-            experiment.logger.close(status)
+            experiment.logger.close(status if begun else INTERRUPTED)
         with suppress(OSError, RunFailed):
-            folder.update_record(status=status, ended=record.now(), steps=agent.algorithm.steps)
+            if begun:
+                folder.update_record(status=status, ended=record.now(), steps=agent.algorithm.steps)
             if status in (FINISHED, PRUNED) and not config["checkpoint"]["keep_replay"]:
-                # Only now: no kill can make the run need it again.
-                shutil.rmtree(folder.path / "replay", ignore_errors=True)
+                _remove_replay(folder)  # only now: no kill can make the run need it again
             stored = folder.record()
             place = (stored["env"], stored["algo"], stored["variant"], stored["seed"])
             note_outcome(place, status, code, failure)
     return code
 
 
-def _begin(folder: RunFolder, config: dict[str, Any], names: Names, agent: "Agent") -> None:
+def _what_failed(folder: RunFolder, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"the disk of {folder.path} is full; make room and give the same command again"
+    return "the run failed"
+
+
+def drop_replay(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Remove what a kill has left of a finished run's replay, unless the run or this command is to keep it."""
+    kept = any(asked["checkpoint"]["keep_replay"] for asked in (config, folder.config()))
+    if kept or not (folder.path / REPLAY).is_dir():
+        return
+    with suppress(UserError, OSError), folder.lock():  # held: its own process removes it, or goes on with it
+        if folder.status() == FINISHED:
+            size = _remove_replay(folder)
+            _say(f"{folder.path}: removed its replay of {human_bytes(size)}, which an earlier process had left")
+
+
+def _remove_replay(folder: RunFolder) -> int:
+    """Remove the replay's files; return how many bytes of disk they took."""
+    size = sum(path.stat().st_blocks * 512 for path in (folder.path / REPLAY).rglob("*"))
+    shutil.rmtree(folder.path / REPLAY, ignore_errors=True)
+    return size
+
+
+def _begin(folder: RunFolder, config: dict[str, Any], names: Names, agent: "Agent", origins: dict[str, Any]) -> None:
     folder.write_config(config)
     folder.write_record(
         {
@@ -173,6 +214,7 @@ def _begin(folder: RunFolder, config: dict[str, Any], names: Names, agent: "Agen
             "fingerprint": agent.fingerprint(),
             "environment": agent.spec.versions(),
             "import_paths": import_paths(),
+            "origins": origins,
             "lineage": [],
             **record.provenance(),
         }
@@ -201,7 +243,7 @@ def _about_tuned(names: Names, config: dict[str, Any]) -> str:
     return f"tuned: none applied{hint}"
 
 
-def _continue(folder: RunFolder, config: dict[str, Any]) -> None:
+def _continue(folder: RunFolder, config: dict[str, Any], origins: dict[str, Any]) -> None:
     changed = differences(folder.config(), config)
     stored = folder.record()
     lineage = stored["lineage"]
@@ -218,6 +260,7 @@ def _continue(folder: RunFolder, config: dict[str, Any]) -> None:
             "status": "running",
             "ended": None,
             "total_steps": config["total_steps"],
+            "origins": stored.get("origins", {}) | origins,
             "lineage": [*lineage, event],
         }
     )

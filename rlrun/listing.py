@@ -5,10 +5,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
-from rlrun.config import lineage, option_file, options
+from rlrun.config import option_file, options, target_of
 from rlrun.console import table_console
 from rlrun.errors import UserError
 from rlrun.fields import constant_of
@@ -119,11 +118,10 @@ def _first_comment(path: Path) -> str:
 
 def _spaces(name: str) -> str:
     """Return the action spaces that an algorithm takes, and the observations where it does not take all."""
-    files = [path for option in lineage("algo", name) if (path := option_file("algo", option)) is not None]
-    targets = [content["_target_"] for path in files if "_target_" in (content := yaml.safe_load(path.read_text()))]
-    if not targets:
+    target = target_of("algo", name)
+    if target is None:
         return ""
-    module, _, cls = targets[0].rpartition(".")
+    module, _, cls = target.rpartition(".")
     try:
         actions, observations = (constant_of(module, cls, f"{kind}_spaces") for kind in ("action", "obs"))
     except UserError:

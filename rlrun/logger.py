@@ -91,14 +91,15 @@ class Logger:
 
         TensorBoard's readers disagree about what a purge_step removes, so nothing relies on one.
         """
-        for name, file in self._files.items():
+        for name, file in self._files.items():  # all, before any of them is cut
             length = state.get(name, 0)
             if os.fstat(file.fileno()).st_size < length:
                 raise RunFailed(
                     f"{self._folder / name} is shorter than its checkpoint says ({length} bytes): it was changed. "
                     "Put it back, or start anew with fresh=true"
                 )
-            file.truncate(length)
+        for name, file in self._files.items():
+            file.truncate(state.get(name, 0))
             file.seek(0, os.SEEK_END)
         self._images = dict(state.get(IMAGES, {}))
         for step, tag, path in self._stored_images():

@@ -1,6 +1,6 @@
 """The README of an exported policy: how well it does, how to use it, how it came about."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -221,14 +221,16 @@ def _gym_snippet(spec: Gym) -> str:
     arguments = [f'"{spec.id}"', *(f"{name}={value!r}" for name, value in spec.kwargs.items())]
     if spec.max_episode_steps is not None:
         arguments.append(f"max_episode_steps={spec.max_episode_steps}")
-    env = spec.make_one()
+    env = replace(spec, observe=None).make_one()
     flattened = isinstance(env, gymnasium.wrappers.FlattenObservation)
     env.close()
     make = f"gymnasium.make({', '.join(arguments)})"
+    if flattened:
+        make = f"gymnasium.wrappers.FlattenObservation({make})"
+    if spec.observe is not None:
+        make = f"gymnasium.wrappers.TransformObservation({make}, lambda obs: obs[{spec.observe}], None)"
     imports = "import gymnasium\nimport numpy as np" + (f"\nimport {spec.module}" if spec.module else "")
-    return EPISODE.format(
-        imports=imports, make=f"env = gymnasium.wrappers.FlattenObservation({make})" if flattened else f"env = {make}"
-    )
+    return EPISODE.format(imports=imports, make=f"env = {make}")
 
 
 def _atari_snippet(spec: Atari) -> str:

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ def provenance() -> dict[str, Any]:
     return {"code": code(), "packages": packages(), "python": platform.python_version(), "machine": machine()}
 
 
+# Both are asked for several times a run; what a process runs is what it has loaded.
+@cache
 def packages() -> dict[str, str]:
+    """Return {package: version} of what a result may depend on, as far as it is installed."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -32,6 +36,7 @@ def packages() -> dict[str, str]:
     return versions
 
 
+@cache
 def code() -> dict[str, Any]:
     """Return a hash of rlrun's own source, and in a checkout the commit and the uncommitted difference."""
     package = Path(__file__).parent

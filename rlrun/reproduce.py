@@ -13,8 +13,9 @@ from rlrun.arguments import parse
 from rlrun.checkpoint import CheckpointError, Checkpoints
 from rlrun.config import differences, flatten, is_learning_key, validate
 from rlrun.difference import Difference, first_difference, first_row_difference, num_tensors, rows, timeless
-from rlrun.errors import UserError
+from rlrun.errors import RunFailed, UserError
 from rlrun.files import scratch_prefix
+from rlrun.inspect_run import stored_policy
 from rlrun.launch import EXIT_FINISHED, Names, train
 from rlrun.logger import EPISODES, EVALUATIONS, METRICS
 from rlrun.run_folder import RunFolder
@@ -24,6 +25,7 @@ EXIT_IDENTICAL, EXIT_DIFFERENT = 0, 1
 LEARNED = ("algorithm", "normalizer", "generators")  # what no cadence changes, of a checkpoint's state
 # What a record says of code and machine besides the fingerprint, and what of that cannot change a bit.
 PROVENANCE = ("fingerprint", "packages", "python", "code", "machine", "environment")
+NAMING_CODE = ("env.module", "env.potential")  # keys besides _target_
 NO_MATTER = ("fingerprint.code", "fingerprint.python", "machine.host", "machine.memory_bytes")
 
 
@@ -112,7 +114,26 @@ def config_of(folder: RunFolder, scope: Scope) -> dict[str, Any]:
     config["fresh"] = False
     if scope.until is not None:
         config["eval"]["final_episodes"] = 1  # which is not looked at
+    for key, origin in folder.record().get("origins", {}).items():
+        check_origin(folder, key, origin)
+        section = config["algo"] if key.startswith("algo.") else config
+        section[key.rpartition(".")[2]] = origin["run"]  # a path that holds in any folder
     return config
+
+
+def check_origin(folder: RunFolder, key: str, origin: dict[str, Any]) -> None:
+    """Raise UserError unless another run still holds the very policy that a run began with."""
+    which = origin["checkpoint"]
+    began = f"{folder.path} began with the {which} policy of {key}={origin['run']}, of step {origin['step']}"
+    try:
+        _, manifest = stored_policy(RunFolder.existing(origin["run"]), which)
+    except (UserError, RunFailed) as error:
+        raise UserError(f"{began}, so that it cannot be run again without it: {error}") from error
+    if manifest["sha256"] != origin["sha256"]:
+        raise UserError(
+            f"{began}, which has changed since: its {which} policy is now another one, of step "
+            f"{manifest['step']}. It cannot be run again from what is stored"
+        )
 
 
 @contextmanager
@@ -259,6 +280,6 @@ def _plain(value: Any) -> Any:
 def own_code(config: dict[str, Any]) -> str:
     """Name the modules that are not rlrun's, whose versions no record holds."""
     leaves = dict(flatten(config))
-    named = [value for key, value in leaves.items() if key.endswith("._target_") or key == "env.module"]
+    named = [value for key, value in leaves.items() if key.endswith("._target_") or key in NAMING_CODE]
     foreign = sorted({str(name) for name in named if name and not str(name).startswith("rlrun.")})
     return f"; not recorded is the code of {', '.join(foreign)}" if foreign else ""

@@ -6,7 +6,7 @@ from typing import Any
 from rlrun.arguments import key_values, split_run
 from rlrun.config import differences, flatten, is_learning_key, unknown_key, validate
 from rlrun.errors import UserError
-from rlrun.launch import EXIT_FINISHED, train
+from rlrun.launch import EXIT_FINISHED, drop_replay, train
 from rlrun.run_folder import RunFolder
 
 
@@ -18,6 +18,7 @@ def resume(arguments: list[str]) -> int:
     config = validate(_overridden(stored, key_values(rest)))
     _refuse(folder, stored, config)
     if folder.status() == "finished" and not _has_more_to_do(folder, stored, config):
+        drop_replay(folder, config)
         print(f"{folder.path} is finished; a larger total_steps=... extends it", file=sys.stderr)
         return EXIT_FINISHED
     return train(folder, config)

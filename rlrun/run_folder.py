@@ -17,6 +17,18 @@ from rlrun.files import write_atomically, write_json
 
 LONGEST_VARIANT = 100  # characters; file systems end at 255
 
+# Descriptors of the locks that this process holds. A forked process lets go of them, or it would hold the run, too,
+# while its parent is gone and the same command is given again.
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+
+
+os.register_at_fork(after_in_child=_let_go)
+
 
 class RunFolder:
     """config.yaml, run.json and result.json of a run, and who is writing to it."""
@@ -89,9 +101,11 @@ class RunFolder:
                 f"{self.path} is being written by another process; wait for it, or stop it, or give this run "
                 "another name=..."
             ) from error
+        _held.add(descriptor)
         try:
             yield
         finally:
+            _held.remove(descriptor)
             os.close(descriptor)
 
 

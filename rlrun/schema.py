@@ -51,6 +51,8 @@ class Run:
     seed: int
     total_steps: int
     name: str | None  # the folder instead of the slug of what was changed
+    init_from: str | None  # the folder of a stored run, whose policy's weights to begin with
+    init_checkpoint: str  # of that run: last, best, or a step
     outputs: str  # the folder that holds all runs
     fresh: bool  # set an existing run aside and start anew
     on_error: Literal["continue", "stop"]  # what a sweep does after a job has failed

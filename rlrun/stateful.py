@@ -69,6 +69,15 @@ class Stateful:
         ]
 
 
+def named_tensors(state: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield ("net.policy_head.logits.weight", tensor) for each tensor in a state of nested dicts."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from named_tensors(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            yield prefix + name, value
+
+
 @contextmanager
 def _one_walk() -> Iterator[None]:
     """Start the list of objects met, unless an outer `state_dict` started it already."""

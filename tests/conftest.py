@@ -54,9 +54,11 @@ def gym_spec() -> Callable[..., Gym]:
             "normalize_obs": False,
             "normalize_reward": False,
             "clip_reward": False,
+            "potential": None,
             "kwargs": {},
             "module": None,
             "max_episode_steps": None,
+            "observe": None,
         }
         return Gym(id=id, **{**defaults, **fields})
 
@@ -73,6 +75,7 @@ def atari_spec() -> Callable[..., Atari]:
             "normalize_obs": False,
             "normalize_reward": False,
             "clip_reward": True,
+            "potential": None,
             "frame_skip": 4,
             "frame_stack": 4,
             "image_size": 84,

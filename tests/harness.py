@@ -1,13 +1,16 @@
 """What the tests of whole runs share: the CLI as a process, and the comparison of two run folders."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,6 +27,31 @@ def rlrun(arguments: list[str], folder: Path, timeout: float = 300) -> subproces
     return subprocess.run(
         [sys.executable, "-m", "rlrun", *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout
     )
+
+
+def rlrun_here(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line in `folder`, in this process: as `rlrun` does, without seconds of imports.
+
+    For what takes no process of its own to be proved: signals, kills, and what happens at import do.
+    """
+    from rlrun.cli import main
+
+    typed, out, err = ["rlrun", *arguments], io.StringIO(), io.StringIO()
+    threads = torch.get_num_threads()
+    with (
+        chdir(folder),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        mock.patch.object(sys, "argv", typed),
+        mock.patch.object(sys, "path", [*sys.path]),
+        mock.patch.dict(os.environ),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    torch.set_num_threads(threads)
+    return subprocess.CompletedProcess(typed, int(code or 0), out.getvalue(), err.getvalue())
 
 
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -103,3 +131,26 @@ def assert_identical(one: Path, other: Path, *, tensorboard: bool = True) -> Non
 
 def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes whose parent `pid` is, those aside that have ended and not been waited for."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def gone(pids: list[int], within: float) -> bool:
+    """Say whether all of the processes have ended, or do within so many seconds."""
+    deadline = time.monotonic() + within
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

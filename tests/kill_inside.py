@@ -52,6 +52,10 @@ def arm(place: str, occasion: int) -> None:
             replace(source, target)
 
         os.replace = killing_replace  # type: ignore[assignment]
+    elif place == "removing the replay":
+        import rlrun.launch
+
+        rlrun.launch._remove_replay = lambda folder: die()  # type: ignore[assignment, return-value]
     else:
         raise ValueError(place)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from harness import rlrun
+from harness import rlrun_here
 
 from rlrun import bench
 from rlrun.build import build_agent
@@ -14,7 +14,7 @@ QUICK = ["algo.num_epochs=1", "seconds=0.1"]
 
 
 def test_the_command_prints_the_tables_and_trains_nothing_on_disk(tmp_path: Path) -> None:
-    done = rlrun(["bench", "algo=ppo", "env=cartpole", *QUICK], tmp_path)
+    done = rlrun_here(["bench", "algo=ppo", "env=cartpole", *QUICK], tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("environment", "acting", "learning", "median", "policy", "update"):
         assert word in done.stdout
@@ -23,7 +23,7 @@ def test_the_command_prints_the_tables_and_trains_nothing_on_disk(tmp_path: Path
 
 def test_json_holds_the_numbers_with_machine_versions_and_threads(tmp_path: Path) -> None:
     overrides = ["algo=a2c", "env=cartpole", "algo.num_envs=3", "device.threads=1"]
-    done = rlrun(["bench", *overrides, "seconds=0.1", "json=deep/speed.json", "profile=true"], tmp_path)
+    done = rlrun_here(["bench", *overrides, "seconds=0.1", "json=deep/speed.json", "profile=true"], tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "deep" / "speed.json").read_text())
     assert report["command"] == f"rlrun bench {' '.join(overrides)} seconds=0.1 json=deep/speed.json profile=true"
@@ -40,14 +40,14 @@ def test_json_holds_the_numbers_with_machine_versions_and_threads(tmp_path: Path
 
 def test_breakouts_time_is_split_between_games_network_and_update(tmp_path: Path) -> None:
     small = ["algo.num_envs=2", "algo.num_steps=8", "algo.batch_size=16"]
-    done = rlrun(["bench", "algo=ppo", "env=breakout", *small, *QUICK, "json=b.json"], tmp_path)
+    done = rlrun_here(["bench", "algo=ppo", "env=breakout", *small, *QUICK, "json=b.json"], tmp_path)
     assert done.returncode == 0, done.stderr
     shares = json.loads((tmp_path / "b.json").read_text())["time_share"]
     assert min(shares[part] for part in ("environment steps", "policy", "update")) > 0.02
 
 
 def test_several_jobs_are_measured_one_after_the_other(tmp_path: Path) -> None:
-    done = rlrun(["bench", "-m", "algo=ppo,a2c", "env=cartpole", "seconds=0.1"], tmp_path)
+    done = rlrun_here(["bench", "-m", "algo=ppo,a2c", "env=cartpole", "seconds=0.1"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ppo on cartpole" in done.stdout
     assert "a2c on cartpole" in done.stdout

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import rlrun, the_run
+from harness import rlrun_here, the_run
 
 from rlrun.checkpoint import Checkpoints
 from rlrun.clean import clean, freeable
@@ -129,7 +129,10 @@ def test_runs_set_aside_go_and_what_they_were_replaced_by_stays(tmp_path: Path) 
     assert kept(run)[0] == [10, 20, 30]
 
 
-def test_temporary_folders_go_once_their_process_is_dead(tmp_path: Path, scratch: Path) -> None:
+@pytest.mark.parametrize(("paths", "looked_at"), [([], True), (["outputs"], False), (["scratch"], True)])
+def test_temporary_folders_go_once_their_process_is_dead_unless_they_are_outside_of_what_was_asked_for(
+    paths: list[str], looked_at: bool, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     names = {
@@ -140,8 +143,11 @@ def test_temporary_folders_go_once_their_process_is_dead(tmp_path: Path, scratch
     for name in names.values():
         (scratch / name).mkdir()
     (tmp_path / "outputs").mkdir()
-    assert clean([str(tmp_path / "outputs"), "yes=true"]) == 0
-    assert {p.name for p in scratch.iterdir()} == {names["living"], names["another's"]}
+    (tmp_path / "scratch").symlink_to(scratch)
+    monkeypatch.chdir(tmp_path)
+    assert clean([*paths, "yes=true"]) == 0
+    assert (scratch / names["dead"]).exists() != looked_at
+    assert {p.name for p in scratch.iterdir()} - {names["dead"]} == {names["living"], names["another's"]}
 
 
 def test_the_notes_of_a_killed_sweep_go_after_a_week(tmp_path: Path) -> None:
@@ -268,16 +274,16 @@ def test_a_kill_at_any_removal_leaves_a_valid_run_and_the_next_clean_finishes(
 
 def test_a_cleaned_run_is_still_finished_evaluated_and_extended(tmp_path: Path) -> None:
     command = ["env=cartpole", "total_steps=1000", "eval.final_episodes=2", "eval.episodes=2", "log.console=false"]
-    assert rlrun(command, tmp_path).returncode == 0
+    assert rlrun_here(command, tmp_path).returncode == 0
     run = the_run(tmp_path)
     assert len(Checkpoints(run, keep=2).steps()) == 2
-    done = rlrun(["clean", "yes=true"], tmp_path)
+    done = rlrun_here(["clean", "yes=true"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "freed" in done.stdout
     assert len(Checkpoints(run, keep=2).steps()) == 1
-    assert "is finished" in rlrun(command, tmp_path).stderr
-    assert rlrun(["eval", str(run), "episodes=2", "checkpoint=best"], tmp_path).returncode == 0
-    assert rlrun(["resume", str(run), "total_steps=1500"], tmp_path).returncode == 0
+    assert "is finished" in rlrun_here(command, tmp_path).stderr
+    assert rlrun_here(["eval", str(run), "episodes=2", "checkpoint=best"], tmp_path).returncode == 0
+    assert rlrun_here(["resume", str(run), "total_steps=1500"], tmp_path).returncode == 0
 
 
 def test_looking_needs_no_torch(tmp_path: Path) -> None:

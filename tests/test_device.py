@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -33,6 +35,29 @@ def test_networks_are_made_on_one_thread() -> None:
     torch.set_num_threads(2)
     device(threads=2).activate()
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_only_cuda_refuses_nondeterministic_kernels_and_a_later_run_need_not(
+    compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    strict = device(compile=compile)
+    strict.kind = "cuda"
+    strict.activate()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    device(compile=compile).activate()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_device_that_compiles_nothing_does_not_wait_for_the_compiler_to_be_imported() -> None:
+    code = (
+        "import sys\nfrom rlrun.device import Device\n"
+        "Device(kind='cpu', threads=1, precision='float32', compile=False, deterministic=True).activate()\n"
+        "assert not {'torch._dynamo', 'torch._inductor'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_given_number_of_threads_is_taken_whatever_the_networks_size() -> None:

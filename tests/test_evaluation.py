@@ -135,7 +135,7 @@ def test_an_evaluation_after_an_interrupted_one_starts_over(countdown: Gym) -> N
 
 
 def test_the_normaliser_is_applied_and_frozen(countdown: Gym) -> None:
-    normalizer = Normalizer((2,), 1, 0.99)
+    normalizer = Normalizer((2,), 0.99)
     normalizer.update_obs(np.array([[0.0, 0.0], [50.0, 4.0]]))
     before = normalizer.state_dict()
     player = Player()

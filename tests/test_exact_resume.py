@@ -1,6 +1,7 @@
 """The promise: kill a run at any moment, give the same command again, and it ends bit for bit the same."""
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness import (
     kill_after,
     killed_inside,
     rlrun,
+    rlrun_here,
     rows,
     start,
     the_run,
@@ -48,6 +50,18 @@ VALUE_BASED = {
     "rainbow": ["algo=rainbow", *TINY, *REPLAY, "algo.num_envs=2", "algo.num_atoms=11"],
     "dqn on frames": ["algo=dqn", *FRAMES, *REPLAY],
     "pqn": ["algo=pqn", *TINY, "algo.num_envs=4", "algo.num_steps=8", "algo.batch_size=16"],
+}
+
+POTENTIALS = "rlrun.envs.potentials"
+SMALL_ROLLOUT = ["tuned=none", "algo.num_envs=2", "algo.num_steps=50", "algo.batch_size=50", "algo.num_epochs=2"]
+POLICY_SEARCH = {
+    "trpo": ["algo=trpo", *ENVS["pendulum"], "total_steps=4500", *SMALL_ROLLOUT, "algo.fisher_fraction=0.5"],
+    "a3c": ["algo=a3c", *ENVS["pendulum"], "total_steps=4500", "tuned=none", "algo.num_workers=3", "algo.num_envs=2"],
+    "reinforce": ["algo=reinforce", *ENVS["pendulum"], "total_steps=4500", "algo.baseline=value"],
+    "actor_critic": ["algo=actor_critic", *ENVS["pendulum"], "total_steps=4500", "algo.discount_updates=true"],
+    "bc": ["algo=bc", *ENVS["pendulum"], "total_steps=4500", *SMALL_ROLLOUT, "algo.beta=0.5", "algo.eval_greedy=false"],
+    "a potential": [*ALGOS["ppo"], "env=mountaincar", "total_steps=4500", f"env.potential={POTENTIALS}.mountaincar"],
+    "trpo on frames": ["algo=trpo", *FRAMES, *SMALL_ROLLOUT, "algo.num_cg_iterations=5"],
 }
 
 TABULAR = {  # what learns with a table, or plans: steps or sweeps, and where
@@ -88,10 +102,10 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(algo: str, env: s
     assert_identical(the_run(whole), the_run(broken))
 
 
-@pytest.mark.parametrize("case", VALUE_BASED)
-def test_a_killed_value_based_run_ends_bit_identical(case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", VALUE_BASED | POLICY_SEARCH)
+def test_a_killed_run_of_other_algorithms_ends_bit_identical(case: str, tmp_path: Path) -> None:
     cadences = ["eval.every=1500", "checkpoint.every=250", "log.every=100"]
-    arguments, dice = [*VALUE_BASED[case], *CADENCES, *cadences], random.Random(case)
+    arguments, dice = [*(VALUE_BASED | POLICY_SEARCH)[case], *CADENCES, *cadences], random.Random(case)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
@@ -99,6 +113,36 @@ def test_a_killed_value_based_run_ends_bit_identical(case: str, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert kill_after(dice.uniform(0.3, 0.8), arguments, broken)  # while later steps overwrite earlier ones
     assert killed_inside("half a checkpoint", dice.randint(3, 8), arguments, broken) == -signal.SIGKILL
+    last = rlrun(arguments, broken)
+    assert last.returncode == 0, last.stderr
+    assert "continuing from step" in last.stderr
+    assert_identical(the_run(whole), the_run(broken))
+
+
+FROM_ANOTHER = {
+    "init_from": [*ALGOS["a2c"], "init_from={}", "env.normalize_obs=true"],
+    "init_from with a replay": ["algo=dqn", *REPLAY, "init_from={}", "env.normalize_obs=true"],
+    "an expert": ["algo=bc", *SMALL_ROLLOUT, "algo.expert={}", "algo.expert_greedy=false"],
+}
+
+
+@pytest.mark.parametrize("case", FROM_ANOTHER)
+def test_a_killed_run_that_began_with_another_ends_bit_identical_without_that_one(case: str, tmp_path: Path) -> None:
+    algo = ["algo=dqn", *REPLAY] if "replay" in case else ALGOS["ppo"]
+    options = [*TINY, "total_steps=2000", *CADENCES, "eval.every=900", "checkpoint.every=250", "log.every=100"]
+    source = [*algo, *options, "total_steps=500", "env.normalize_obs=true", "name=source"]
+    assert rlrun_here(source, tmp_path).returncode == 0
+    other = the_run(tmp_path)
+    arguments = [option.format(other) for option in FROM_ANOTHER[case]] + options
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    done = rlrun_here(arguments, whole)
+    assert done.returncode == 0, done.stderr
+    # In the midst of the checkpoint of step 0, when the other is needed once more, and of a later one.
+    assert killed_inside("half a checkpoint", 1, arguments, broken) == -signal.SIGKILL
+    assert killed_inside("half a checkpoint", 4, arguments, broken) == -signal.SIGKILL
+    shutil.rmtree(other)
     last = rlrun(arguments, broken)
     assert last.returncode == 0, last.stderr
     assert "continuing from step" in last.stderr

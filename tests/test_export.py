@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from gymnasium import spaces
-from harness import rlrun, the_run
+from harness import rlrun_here, the_run
 from safetensors.torch import load_file
 
 import rlrun as package
@@ -198,7 +198,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
     cadences = ["eval.every=500", "eval.episodes=3", "eval.final_episodes=4", "log.console=false"]
-    done = rlrun(["env=cartpole", "total_steps=2000", "env.normalize_obs=true", *cadences], folder)
+    done = rlrun_here(["env=cartpole", "total_steps=2000", "env.normalize_obs=true", *cadences], folder)
     assert done.returncode == 0, done.stderr
     return the_run(folder)
 
@@ -208,7 +208,7 @@ def snippet(card: str) -> str:
 
 
 def test_the_cards_own_program_plays_the_policy_without_rlrun(run: Path, tmp_path: Path) -> None:
-    done = rlrun(["export", str(run)], tmp_path)
+    done = rlrun_here(["export", str(run)], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "same actions" in done.stdout
     folder = run / "export"
@@ -263,7 +263,7 @@ def test_the_best_policys_score_is_said_to_be_the_one_that_chose_it(run: Path, t
 
 def test_a_policy_that_was_scored_while_acting_at_random_says_so(tmp_path: Path) -> None:
     short = ["env=cartpole", "total_steps=200", "algo.eval_greedy=false", "eval.final_episodes=2", "log.console=false"]
-    assert rlrun(short, tmp_path).returncode == 0
+    assert rlrun_here(short, tmp_path).returncode == 0
     assert export([str(the_run(tmp_path)), f"to={tmp_path / 'out'}"]) == 0
     card = (tmp_path / "out/README.md").read_text()
     assert "also acts at random" in card

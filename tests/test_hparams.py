@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import rlrun, the_run
+from harness import rlrun_here, the_run
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -148,7 +148,7 @@ def test_a_run_keeps_its_id_and_no_other_run_has_it() -> None:
 
 def test_a_trained_run_is_a_row_with_its_result(tmp_path: Path) -> None:
     quick = ["algo=ppo", "env=cartpole", "total_steps=600", "eval.every=300", "eval.final_episodes=2"]
-    assert rlrun([*quick, "log.console=false"], tmp_path).returncode == 0
+    assert rlrun_here([*quick, "log.console=false"], tmp_path).returncode == 0
     (group,) = session_groups(tmp_path).values()
     result = json.loads((the_run(tmp_path) / "result.json").read_text())["mean_return"]
     assert metrics(group)["final/mean_return"] == pytest.approx(result)

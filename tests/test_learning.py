@@ -12,6 +12,10 @@ pytestmark = pytest.mark.learning
 PASS_LINES = [
     ("ppo", "cartpole", 475),  # 100k steps
     ("a2c", "cartpole", 475),  # 500k steps
+    ("a3c", "cartpole", 475),  # 250k steps
+    ("trpo", "cartpole", 475),  # 100k steps
+    ("reinforce", "cartpole", 450),  # 200k steps
+    ("actor_critic", "cartpole", 475),  # 150k steps
     ("ppo", "pendulum", -250),  # 100k steps
     ("ppo", "mountaincar_continuous", 85),  # 20k steps
     # The optima are 0.74 and 7.93; a hundred episodes tell them to 0.04 and 0.26.

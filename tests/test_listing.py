@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from harness import rlrun
+from harness import rlrun_here
 
 from rlrun.config import lineage, option_file, options
 from rlrun.fields import constant_of
@@ -43,7 +43,7 @@ def test_a_constant_is_that_of_the_nearest_class_that_states_it(
 
 
 def test_the_command_shows_all_groups(tmp_path: Path) -> None:
-    done = rlrun(["list"], tmp_path)
+    done = rlrun_here(["list"], tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("algo=", "env=", "network=", "q_learning", "three_state_mdp", "observes Discrete"):
         assert word in done.stdout

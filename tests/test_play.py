@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import rlrun, the_run
+from harness import rlrun_here, the_run
 from PIL import Image, ImageSequence
 
 from rlrun import play
@@ -34,7 +34,7 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(arguments: list[str], folder: Path) -> Path:
-    done = rlrun(arguments, folder)
+    done = rlrun_here(arguments, folder)
     assert done.returncode == 0, done.stderr
     return the_run(folder)
 
@@ -50,7 +50,7 @@ def frames_of(path: Path) -> np.ndarray:
 
 def test_an_mp4_in_the_run_folder_holds_each_step_of_the_episode(cartpole: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
-    done = rlrun(["play", str(cartpole), "seed=3", NO_WINDOW], cartpole)
+    done = rlrun_here(["play", str(cartpole), "seed=3", NO_WINDOW], cartpole)
     assert done.returncode == 0, done.stderr
     episode, path = done.stdout.splitlines()
     steps = int(episode.split()[-2])
@@ -123,7 +123,7 @@ def test_a_display_that_does_not_answer_leaves_the_file(
     pytest.importorskip("pygame")
     monkeypatch.setenv("DISPLAY", ":77")
     monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
-    done = rlrun(["play", str(cartpole), f"out={tmp_path}/w.gif"], tmp_path)
+    done = rlrun_here(["play", str(cartpole), f"out={tmp_path}/w.gif"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no window" in done.stderr
     assert (tmp_path / "w.gif").exists()

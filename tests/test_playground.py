@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import rlrun
+from harness import rlrun_here
 
 from rlrun.errors import UserError
 from rlrun.playground import playground
@@ -52,7 +52,7 @@ def test_random_and_scripted_policies_are_played_and_reported_without_torch_in_u
 
 
 def test_numbers_are_those_of_the_episodes(tmp_path: Path) -> None:
-    assert rlrun(["playground", *SMALL, "out=here"], tmp_path).returncode == 0
+    assert rlrun_here(["playground", *SMALL, "out=here"], tmp_path).returncode == 0
     stored = results(tmp_path / "here")
     assert stored["seed"] == 0
     assert stored["environments"]["cartpole"]["protocol"]["id"] == "CartPole-v1"
@@ -127,7 +127,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    done = rlrun(["playground", "envs=frozenlake", "episodes=2", "out=file"], tmp_path)
+    done = rlrun_here(["playground", "envs=frozenlake", "episodes=2", "out=file"], tmp_path)
     assert done.returncode == 2
     assert "out=file" in done.stderr
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from harness import killed_inside, rlrun, rows, the_run
+from harness import killed_inside, rlrun_here, rows, the_run
 
 from rlrun.checkpoint import Checkpoints
 from rlrun.errors import UserError
@@ -28,7 +28,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
-    done = rlrun(SHORT, folder)
+    done = rlrun_here(SHORT, folder)
     assert done.returncode == 0, done.stderr
     return the_run(folder)
 
@@ -63,7 +63,7 @@ def compared(one: Path, other: Path, until: int | None = None, looks: list[str] 
 
 def test_a_run_is_reproduced_bit_for_bit_and_nothing_is_left_behind(stored: Path, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in stored.rglob("*") if p.is_file()}
-    done = rlrun(["reproduce", str(stored)], tmp_path)
+    done = rlrun_here(["reproduce", str(stored)], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith(f"bit-identical: {stored}, the whole run")
     for name in ("metrics", "episodes", "evaluations"):
@@ -80,7 +80,7 @@ def test_another_result_is_placed_at_its_first_step_and_explained_by_the_record(
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     edit_json(run / "run.json", lambda record: record["packages"].update(numpy="1.0"))
     edit_json(run / "run.json", lambda record: record["fingerprint"].update(threads=7))
-    done = rlrun(["reproduce", str(run), f"into={tmp_path / 'again'}"], tmp_path)
+    done = rlrun_here(["reproduce", str(run), f"into={tmp_path / 'again'}"], tmp_path)
     assert done.returncode == 1, done.stderr
     again = tmp_path / "again" / "run"
     first = next(a["step"] for a, b in zip(*(rows(r / "metrics.jsonl") for r in (run, again)), strict=True) if a != b)
@@ -89,11 +89,11 @@ def test_another_result_is_placed_at_its_first_step_and_explained_by_the_record(
     assert "fingerprint.threads: 7 then, 1 now" in done.stdout
     # What was asked for is a run like any other.
     assert json.loads((again / "run.json").read_text())["reproduces"] == str(run)
-    assert rlrun(["eval", str(again), "episodes=1"], tmp_path).returncode == 0
+    assert rlrun_here(["eval", str(again), "episodes=1"], tmp_path).returncode == 0
 
 
 def test_a_beginning_can_be_reproduced_under_the_schedules_of_the_whole(stored: Path, tmp_path: Path) -> None:
-    done = rlrun(["reproduce", str(stored), "steps=700"], tmp_path)
+    done = rlrun_here(["reproduce", str(stored), "steps=700"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "up to step 768" in done.stdout  # an iteration of 128 steps is finished
     earlier = sum(row["step"] < 768 for row in rows(stored / "metrics.jsonl"))
@@ -105,7 +105,7 @@ def test_a_killed_run_is_reproduced_up_to_its_last_checkpoint(tmp_path: Path) ->
     assert killed_inside("half a checkpoint", 3, SHORT, tmp_path) == -signal.SIGKILL
     run = the_run(tmp_path)
     last = Checkpoints(run, keep=1).steps()[-1]
-    done = rlrun(["reproduce", str(run)], tmp_path)
+    done = rlrun_here(["reproduce", str(run)], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"tensors of the checkpoint of step {last:,}" in done.stdout
 
@@ -114,7 +114,7 @@ def test_a_repetition_that_fails_is_a_difference(run: Path, tmp_path: Path) -> N
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["algo"]["learning_rate"] = 1e30
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    done = rlrun(["reproduce", str(run)], tmp_path)
+    done = rlrun_here(["reproduce", str(run)], tmp_path)
     assert done.returncode == 1
     assert "train/loss=nan" in done.stderr
     assert done.stdout.startswith("different:")

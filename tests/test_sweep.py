@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import assert_identical, rlrun, start
+from harness import assert_identical, rlrun, rlrun_here, start
 
 from rlrun.config import conf_folder, options, register_resolvers
 from rlrun.errors import UserError
@@ -70,7 +70,12 @@ def test_a_sweep_has_the_product_of_its_values_in_order() -> None:
     assert [p.config["total_steps"] for p in points] == [100_000, 100_000, 500_000, 500_000]
 
 
-@pytest.mark.parametrize("study", options("study"))
+LARGE = ("small_budget",)  # it composes forty configurations
+
+
+@pytest.mark.parametrize(
+    "study", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in options("study")]
+)
 def test_every_study_has_points_and_their_folders_are_those_of_the_same_command_by_hand(study: str) -> None:
     swept = plan([f"+study={study}"]).points
     first, last = swept[0], swept[-1]
@@ -141,6 +146,11 @@ REFUSED_SWEEPS = {
     "two studies": (["+study=[ppo_atari,ppo_mujoco]"], ["one study"]),
     "several studies": (["+study=ppo_atari,ppo_mujoco"], ["one study"]),
     "another sweeper's parameters": (["hydra.sweeper.params.seed=1"], ["seed=1,2"]),
+    "no run at a time": (
+        ["seed=1,2", "hydra.sweeper.max_batch_size=0"],
+        ["hydra.sweeper.max_batch_size=0", "at least 1"],
+    ),
+    "fewer than none": (["seed=1,2", "hydra.sweeper.max_batch_size=-2"], ["hydra.sweeper.max_batch_size=-2"]),
     "callbacks": (["+hydra.callbacks.x._target_=y.Z"], ["hydra.callbacks.x"]),
 }
 
@@ -375,14 +385,14 @@ def test_a_sweeps_scratch_folder_lies_beside_its_runs_and_leaves_nothing(tmp_pat
 
 def test_a_sweep_is_idempotent_and_one_failing_point_stops_no_other(tmp_path: Path) -> None:
     command = ["-m", *SHORT, "algo.gamma=0.9,2,0.95"]
-    done = rlrun(command, tmp_path)
+    done = rlrun_here(command, tmp_path)
     assert done.returncode == 2
     assert "failed: cartpole/ppo/gamma=2_total_steps=1000/seed=0: algo.gamma=2" in done.stderr
     assert "2 of 3 points finished" in done.stderr
     assert len(list(tmp_path.rglob("result.json"))) == 2
     assert [p.name for p in (tmp_path / "outputs").iterdir()] == ["cartpole"]
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
-    again = rlrun(command, tmp_path)
+    again = rlrun_here(command, tmp_path)
     assert again.returncode == 2
     assert "2 of 3 runs are finished already" in again.stderr
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == before
@@ -395,9 +405,9 @@ def test_a_study_runs_without_m_and_its_runs_are_shared_with_those_by_hand(tmp_p
         + "".join(f"      {key}: {value}\n" for key, value in (argument.split("=") for argument in SHORT))
         + "      seed: 0,1\n"
     )
-    by_hand = rlrun([*SHORT, "seed=1"], tmp_path)
+    by_hand = rlrun_here([*SHORT, "seed=1"], tmp_path)
     assert by_hand.returncode == 0
-    swept = rlrun(["--config-dir", "my", "+study=tiny"], tmp_path)
+    swept = rlrun_here(["--config-dir", "my", "+study=tiny"], tmp_path)
     assert swept.returncode == 0, swept.stderr
     assert "1 of 2 runs are finished already" in swept.stderr
     record = json.loads((tmp_path / "outputs/cartpole/ppo/total_steps=1000/seed=0/run.json").read_text())
@@ -420,7 +430,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_bad_input_to_a_sweep_gets_one_clear_message_and_leaves_nothing_behind(case: str, tmp_path: Path) -> None:
     arguments, fragments = UNKNOWN[case]
-    done = rlrun(arguments, tmp_path)
+    done = rlrun_here(arguments, tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr

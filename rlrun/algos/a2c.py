@@ -18,15 +18,16 @@ from torch import Tensor
 from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, set_learning_rate
 from rlrun.data.collector import Batch, State
 from rlrun.errors import UserError
-from rlrun.math.returns import explained_variance, gae, next_values
+from rlrun.math.policy_gradient import actor_critic_loss
+from rlrun.math.returns import advantages, explained_variance
 from rlrun.math.schedules import linear
-from rlrun.networks.actor_critic import ActorCritic
 from rlrun.networks.optimizers import RMSpropTF, make_adam
 
 
 @dataclass(kw_only=True, eq=False)
 class A2C(Algorithm):
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+    recurrent: ClassVar[bool] = True
 
     num_envs: int
     num_steps: int
@@ -51,12 +52,7 @@ class A2C(Algorithm):
         setup = self.setup
         self.generator = setup.seeds.torch("a2c", setup.device.torch)
         self.net = setup.device.place(
-            ActorCritic(
-                setup.make_torso,
-                setup.action_space,
-                share_torso=self.share_torso,
-                log_std_init=self.log_std_init,
-            )
+            setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
         )
         self.optimizer = self.make_optimizer()
         self.collector = setup.make_collector(self.num_envs)
@@ -78,24 +74,26 @@ class A2C(Algorithm):
         if self.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
 
+        columns = {"action": batch["action"], "advantage": advantage, "target": target}
+        data = self.net.samples(batch, columns)
         with self.setup.device.autocast():
-            policy, value = self.net(batch["obs"].flatten(0, 1))
-        log_prob = policy.log_prob(batch["action"].flatten(0, 1))
-        policy_loss = -(log_prob * advantage.flatten()).mean()
-        value_loss = (target.flatten() - value).square().mean()
-        entropy = policy.entropy().mean()
-        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
-
+            policy, value = self.net.unroll(data)
+        loss, parts = actor_critic_loss(
+            policy,
+            value,
+            data["action"],
+            data["advantage"],
+            data["target"],
+            entropy_coef=self.entropy_coef,
+            value_coef=self.value_coef,
+        )
         self.optimizer.zero_grad()
         loss.backward()
         clip_gradients(self.net, self.max_grad_norm)
         self.optimizer.step()
         self.num_updates += 1
         return {
-            "train/loss": loss.detach(),
-            "train/policy_loss": policy_loss.detach(),
-            "train/value_loss": value_loss.detach(),
-            "train/entropy_loss": -entropy.detach(),
+            **parts,
             "train/explained_variance": explained_variance(batch["value"], target),
             "train/learning_rate": learning_rate,
             "train/n_updates": self.num_updates,
@@ -103,28 +101,19 @@ class A2C(Algorithm):
 
     def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
         with self.setup.device.autocast():
-            return self.net.act(obs, self.generator), state
+            return self.net.step(obs, state, first, self.generator)
 
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():
-            policy = self.net.distribution(obs)
+            policy, state = self.net.policy(obs, state, first)
         return policy.mode() if self.eval_greedy else policy.sample(), state
 
     @torch.no_grad()
     def advantages(self, batch: Batch) -> Tensor:
         """Return R_t - V(s_t), [T, B]; with gae_lambda = 1 that is the n-step advantage of the paper."""
         with self.setup.device.autocast():
-            last_value, final_value = self.net.value(batch["next_obs"]), self.net.value(batch["final_obs"])
-        value = batch["value"]
-        return gae(
-            batch["reward"],
-            value,
-            next_values(value, last_value, final_value, batch["final_index"]),
-            batch["terminated"],
-            batch["truncated"],
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-        )
+            last_value, final_value = self.net.bootstrap_values(batch, self.collector.policy_state)
+        return advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=self.gae_lambda)
 
     def stored_steps(self) -> int:
         return self.num_envs * self.num_steps

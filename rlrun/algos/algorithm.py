@@ -11,12 +11,14 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.data.collector import Batch, Collector, State
+from rlrun.data.remote_collector import RemoteCollector
 from rlrun.data.replay import Replay
 from rlrun.data.tabular_collector import TabularCollector
 from rlrun.device import Device
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.tabular import Model
 from rlrun.errors import UserError
+from rlrun.networks.actor_critic import ActorCritic
 from rlrun.networks.torsos import Torso
 from rlrun.seeding import Seeds
 from rlrun.stateful import Stateful
@@ -30,16 +32,21 @@ class Setup:
 
     obs_space: spaces.Space
     action_space: spaces.Space
-    make_torso: Callable[[], Torso]  # a new torso for obs_space; its out_features says how wide
-    make_collector: Callable[..., Collector]  # (num_envs, raw=False): see Collector
+    make_torso: Callable[..., Torso]  # (space=obs_space): a new torso; its out_features says how wide
+    make_actor_critic: Callable[..., ActorCritic]  # (share_torso, log_std_init): on torsos with a memory or without
+    recurrent: bool  # whether the network has a memory
+    # (num_envs, raw=False, name=None): see Collector; the name is that of the environments' generator
+    make_collector: Callable[..., Collector]
     make_tabular_collector: Callable[[], TabularCollector]  # for Discrete spaces
     make_model: Callable[[], Model]  # raises UserError where the environment brings none
     make_replay: Callable[..., Replay]  # see build._make_replay
     normalizer: Normalizer
+    normalized: list[str]  # of the keys normalize_obs and normalize_reward those that are on
     seeds: Seeds
     device: Device
     total_steps: int
-    collectors: list[Collector | TabularCollector] = field(default_factory=list)  # all that were made
+    # all that were made
+    collectors: list[Collector | RemoteCollector | TabularCollector] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)  # all that make_replay made
 
 
@@ -56,6 +63,7 @@ class Algorithm(Stateful, ABC):
 
     action_spaces: ClassVar[tuple[str, ...]]  # the Gymnasium spaces that it can act in
     obs_spaces: ClassVar[tuple[str, ...] | None] = None  # those that it can observe; None: whatever its network can
+    recurrent: ClassVar[bool] = False  # whether it takes networks with a memory
     transient: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     setup: Setup
@@ -97,9 +105,20 @@ class Algorithm(Stateful, ABC):
         """Return how many environment steps are held in memory at once, for the estimate before a run."""
         return 0
 
+    def copies(self) -> int:
+        """Return how many more copies of the weights than `networks` tells of are in memory and in a checkpoint."""
+        return 0
+
     def must_save(self) -> bool:
         """Say whether a checkpoint is due now, whatever the cadence, because a replay's slack runs out."""
         return any(replay.ring.must_save() for replay in self.setup.replays)
+
+    def unrepeatable(self) -> str | None:
+        """Return what keeps two runs of one configuration from being bit-identical, if anything does."""
+        return None
+
+    def close(self) -> None:
+        """End what outlives a `step`, such as processes."""
 
     def policy_state_dict(self) -> dict[str, Any]:
         """Return what `act` needs: its networks, without optimizers, generators and counters."""
@@ -108,6 +127,22 @@ class Algorithm(Stateful, ABC):
     def load_policy_state_dict(self, state: dict[str, Any]) -> None:
         for name, module in self.acting_networks().items():
             module.load_state_dict(state[name])
+
+    def begin(self, *, new: bool) -> dict[str, Any]:
+        """Get from elsewhere what training takes, and acting does not; called before a run's first step and on resume.
+
+        Return {configuration key: which stored run}, for the record, where something is taken from one. Only a `new`
+        run may do so: what was taken is state from then on, and the other run may be gone later.
+        """
+        return {}
+
+    def warm_start(self, state: dict[str, Any]) -> None:
+        """Begin with a policy from elsewhere. A network `target_x` is a copy of the network `x`, and follows it."""
+        self.load_policy_state_dict(state)
+        networks = self.networks()
+        for name, network in networks.items():
+            if (target := networks.get(f"target_{name}")) is not None:
+                target.load_state_dict(network.state_dict())
 
     def acting_networks(self) -> dict[str, nn.Module]:
         """Return the networks that `act` uses: all of them, unless an algorithm says otherwise."""
@@ -125,22 +160,33 @@ def check_range(key: str, value: float | None, low: float, high: float = float("
         raise UserError(f"{key}={value} is out of range: expected a number {expected}")
 
 
-def check_minibatch(batch_size: int, rollout: int) -> None:
+def check_minibatch(batch_size: int, rollout: int, sequence: int = 1) -> None:
     """Raise UserError unless minibatches of `batch_size` split a rollout of so many steps evenly.
 
-    A larger minibatch than the rollout is the whole of it, so that num_envs can be lowered alone.
+    A larger minibatch than the rollout is the whole of it, so that num_envs can be lowered alone. `sequence` is how
+    many steps stay together, because a network with a memory learns from all of them in turn.
     """
     check_range("algo.batch_size", batch_size, 1)
-    if batch_size < rollout and rollout % batch_size:
-        divisors = [d for d in range(2, rollout + 1) if rollout % d == 0]
-        best = min(divisors, key=lambda d: abs(d - batch_size), default=rollout)
-        raise UserError(f"algo.batch_size={batch_size} must divide num_envs * num_steps = {rollout}; try {best}")
+    if batch_size >= rollout or (rollout % batch_size == 0 and batch_size % sequence == 0):
+        return
+    divisors = [d for d in range(max(2, sequence), rollout + 1) if rollout % d == 0 and d % sequence == 0]
+    best = min(divisors, key=lambda d: abs(d - batch_size), default=rollout)
+    whole = f" and be a multiple of num_steps = {sequence}, as the network has a memory" if sequence > 1 else ""
+    raise UserError(f"algo.batch_size={batch_size} must divide num_envs * num_steps = {rollout}{whole}; try {best}")
 
 
 def clip_gradients(module: nn.Module, max_norm: float | None) -> None:
     """Scale the gradients down to a total norm of `max_norm`; null leaves them alone."""
     if max_norm is not None:
         nn.utils.clip_grad_norm_(module.parameters(), max_norm, foreach=True)
+
+
+def descend(loss: Tensor, net: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
+    """Take one step of the optimizer, which has the network's weights, down the gradient of the loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    clip_gradients(net, max_grad_norm)
+    optimizer.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

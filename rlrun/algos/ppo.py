@@ -26,15 +26,15 @@ from rlrun.algos.algorithm import (
 )
 from rlrun.data.collector import Batch, State
 from rlrun.errors import UserError
-from rlrun.math.returns import explained_variance, gae, next_values
+from rlrun.math.returns import advantages, explained_variance
 from rlrun.math.schedules import linear
-from rlrun.networks.actor_critic import ActorCritic
 from rlrun.networks.optimizers import make_adam
 
 
 @dataclass(kw_only=True, eq=False)
 class PPO(Algorithm):
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+    recurrent: ClassVar[bool] = True
 
     num_envs: int
     num_steps: int
@@ -63,12 +63,7 @@ class PPO(Algorithm):
         setup = self.setup
         self.generator = setup.seeds.torch("ppo", setup.device.torch)
         self.net = setup.device.place(
-            ActorCritic(
-                setup.make_torso,
-                setup.action_space,
-                share_torso=self.share_torso,
-                log_std_init=self.log_std_init,
-            )
+            setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
         )
         self.optimizer = make_adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
         self.collector = setup.make_collector(self.num_envs)
@@ -81,23 +76,7 @@ class PPO(Algorithm):
 
         self.batch = self.collector.collect(self.policy, self.num_steps)
         data = self.learning_data(self.batch)
-        sums: dict[str, Tensor] = {}
-        num_minibatches = 0
-        for _ in range(self.num_epochs):
-            for minibatch in self.minibatches(data):
-                loss, parts = self.loss(minibatch, clip_range)
-                self.optimizer.zero_grad()
-                loss.backward()
-                clip_gradients(self.net, self.max_grad_norm)
-                self.optimizer.step()
-                num_minibatches += 1
-                for name, value in parts.items():
-                    sums[name] = sums[name] + value if name in sums else value
-            self.num_updates += 1
-            if self.target_kl is not None and parts["train/approx_kl"] > 1.5 * self.target_kl:
-                break
-        metrics: Metrics = {name: total / num_minibatches for name, total in sums.items()}
-        return metrics | {
+        return self.update(data, clip_range) | {
             "train/learning_rate": learning_rate,
             "train/clip_range": clip_range,
             "train/n_updates": self.num_updates,
@@ -106,48 +85,55 @@ class PPO(Algorithm):
 
     def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
         with self.setup.device.autocast():
-            return self.net.act(obs, self.generator), state
+            return self.net.step(obs, state, first, self.generator)
 
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():
-            policy = self.net.distribution(obs)
+            policy, state = self.net.policy(obs, state, first)
         return policy.mode() if self.eval_greedy else policy.sample(), state
 
     @torch.no_grad()
     def learning_data(self, batch: Batch) -> Batch:
-        """Return what the loss needs for each of the T B steps, flat: [T B, ...]."""
+        """Return what the loss needs: of each of the T B steps, [T B, ...], or of B sequences, [B, T, ...]."""
         with self.setup.device.autocast():
-            last_value, final_value = self.net.value(batch["next_obs"]), self.net.value(batch["final_obs"])
-        value = batch["value"]
-        advantage = gae(
-            batch["reward"],
-            value,
-            next_values(value, last_value, final_value, batch["final_index"]),
-            batch["terminated"],
-            batch["truncated"],
-            gamma=self.gamma,
-            gae_lambda=self.gae_lambda,
-        )
-        data = {
-            "obs": batch["obs"],
+            last_value, final_value = self.net.bootstrap_values(batch, self.collector.policy_state)
+        advantage = advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        columns = {
             "action": batch["action"],
             "old_log_prob": batch["log_prob"],
-            "old_value": value,
+            "old_value": batch["value"],
             "advantage": advantage,
-            "target": advantage + value,
+            "target": advantage + batch["value"],
         }
-        return {name: tensor.flatten(0, 1) for name, tensor in data.items()}
+        return self.net.samples(batch, columns)
+
+    def update(self, data: Batch, clip_range: float) -> Metrics:
+        """Ascend the surrogate for K epochs, or until the policy has moved too far; return means over minibatches."""
+        seen: list[dict[str, Tensor]] = []
+        for _ in range(self.num_epochs):
+            self.num_updates += 1
+            for minibatch in self.minibatches(data):
+                loss, parts = self.loss(minibatch, clip_range)
+                seen.append(parts)
+                if self.target_kl is not None and parts["train/approx_kl"] > 1.5 * self.target_kl:
+                    return means(seen)
+                self.optimizer.zero_grad()
+                loss.backward()
+                clip_gradients(self.net, self.max_grad_norm)
+                self.optimizer.step()
+        return means(seen)
 
     def minibatches(self, data: Batch) -> list[Batch]:
-        """Split the data at random into minibatches of M = min(batch_size, T B)."""
-        size, device = len(data["advantage"]), self.setup.device.torch
-        order = torch.randperm(size, generator=self.generator, device=device)
-        return [{name: t.index_select(0, i) for name, t in data.items()} for i in order.split(self.batch_size)]
+        """Split the data at random into minibatches of M = min(batch_size, T B) steps."""
+        size, steps_each = len(data["advantage"]), data["advantage"][0].numel()
+        order = torch.randperm(size, generator=self.generator, device=self.setup.device.torch)
+        parts = order.split(max(1, self.batch_size // steps_each))
+        return [{name: t.index_select(0, i) for name, t in data.items()} for i in parts]
 
     def loss(self, data: Batch, clip_range: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of one minibatch and its parts. All of data: [M, ...]."""
+        """Return the loss of one minibatch and its parts. All of data: M steps, [M, ...] or [M / T, T, ...]."""
         with self.setup.device.autocast():
-            policy, value = self.net(data["obs"])
+            policy, value = self.net.unroll(data)
         advantage = data["advantage"]
         if self.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
@@ -196,9 +182,14 @@ class PPO(Algorithm):
         check_range("algo.target_kl", self.target_kl, 0)
         check_range("algo.adam_eps", self.adam_eps, 0)
         rollout = self.num_envs * self.num_steps
-        check_minibatch(self.batch_size, rollout)
+        check_minibatch(self.batch_size, rollout, self.num_steps if self.setup.recurrent else 1)
         if self.normalize_advantage and min(self.batch_size, rollout) == 1:
             raise UserError(
                 f"algo.batch_size={self.batch_size} of {rollout} steps leaves nothing to normalise; try 2 and at least "
                 "2 steps, or algo.normalize_advantage=false"
             )
+
+
+def means(rows: list[dict[str, Tensor]]) -> Metrics:
+    """Return the mean of each entry over all rows."""
+    return {name: torch.as_tensor(sum(row[name] for row in rows)) / len(rows) for name in rows[0]}

@@ -136,7 +136,7 @@ def read_run(folder: RunFolder, *, tag: str | None = None, best: bool = False) -
 def best_report(path: Path) -> Best | None:
     """Return the report of the policy that the evaluations of a run chose; None where there is none to trust.
 
-    A report on episodes that took part in the choice is not one.
+    A report on episodes that took part in the choice is not one. Of several that of the most episodes counts.
     """
     lines = lines_of(path / "evaluations.jsonl")
     rows = [row for line in lines if (row := row_of(line)) and is_number(row.get("mean_return"))]
@@ -144,11 +144,13 @@ def best_report(path: Path) -> Best | None:
         return None
     chosen = max(rows, key=lambda row: row["mean_return"])  # the first of equals, as the run itself decides
     choosing = {seed for row in rows for seed in row.get("seeds", ())}
-    for report in sorted(path.glob(f"evaluations/step-{chosen['step']}-seed-*.json")):
-        stored = json.loads(report.read_text())
-        if choosing.isdisjoint(stored["seeds"]):
-            return Best(chosen["step"], float(stored["mean_return"]), len(stored["returns"]))
-    return None
+    files = sorted(path.glob(f"evaluations/step-{chosen['step']}-*.json"))
+    reports = [json.loads(file.read_text()) for file in files if "-first-seed-" not in file.name]
+    usable = [report for report in reports if choosing.isdisjoint(report["seeds"])]
+    if not usable:
+        return None
+    stored = max(usable, key=lambda report: len(report["returns"]))
+    return Best(chosen["step"], float(stored["mean_return"]), len(stored["returns"]))
 
 
 def _result(folder: RunFolder) -> dict[str, Any] | None:

@@ -8,17 +8,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from rlrun.envs.base import Array, Transition
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
+from rlrun.envs.shaping import Shaping
+from rlrun.errors import RunFailed
 from rlrun.stateful import Stateful
 
 Batch = dict[str, Tensor]
 State = Any  # a recurrent policy's memory; None for the others
+Cut = tuple[list[int], Tensor]  # flat positions t * B + b where episodes were cut short, and their last observations
 Policy = Callable[[Tensor, State, Tensor], tuple[Batch, State]]
 
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
+LONGEST_EPISODE = 108_000  # steps: half an hour of an Atari game whose frames are not skipped; longer is endless
+FIRST_ROOM = 1_000  # steps, for episodes whose length is not known
 
 
 @dataclass(kw_only=True, eq=False)
@@ -39,6 +45,9 @@ class Collector(Stateful):
     clip_reward: bool
     device: torch.device
     raw: bool = False
+    shaping: Shaping | None = None  # of the learner's rewards; episodes are reported with their true returns
+    first_env: int = 0  # the number of its first environment, where there are several collectors
+    steps_elsewhere: Callable[[], int] = lambda: 0  # how many steps the others have taken
 
     def __post_init__(self) -> None:
         self.num_envs = self.envs.num_envs
@@ -48,6 +57,8 @@ class Collector(Stateful):
         self.policy_state: State = None
         self.episode_return: Array = np.zeros(self.num_envs)
         self.episode_length: Array = np.zeros(self.num_envs, np.int64)
+        if self.normalize_reward:
+            self.discounted_return: Array = np.zeros(self.num_envs)
         self.recent_returns: deque[float] = deque(maxlen=RECENT)
         self.recent_lengths: deque[int] = deque(maxlen=RECENT)
         self.episodes: list[dict[str, float]] = []
@@ -64,36 +75,35 @@ class Collector(Stateful):
 
         The tensors are overwritten by the next call.
         """
-        finals: list[Tensor] = []
-        final_index: list[int] = []
+        cuts: list[Cut] = []
         for t in range(num_steps):
-            obs, first = self._to_policy(self.obs), torch.from_numpy(self.first).to(self.device)
-            with torch.no_grad():
-                extras, self.policy_state = policy(obs, self.policy_state, first)
-            transition = self.envs.step(extras["action"].cpu().numpy())
-            ended = transition.terminated | transition.truncated
-            row = {
-                "obs": self._stored(self.obs),
-                "first": first,
-                "reward": torch.from_numpy(self._learner_reward(transition.reward, ended)),
-                "terminated": torch.from_numpy(transition.terminated),
-                "truncated": torch.from_numpy(transition.truncated),
-                "over": torch.from_numpy(transition.over),
-                **extras,
-            }
-            self._store(t, num_steps, row)
-            if transition.truncated.any():
-                cut = np.flatnonzero(transition.truncated)
-                finals.append(self._stored(transition.obs[cut]))
-                final_index += (t * self.num_envs + cut).tolist()
-            self._advance(transition, ended)
-        next_obs = self._stored(self.obs)
-        return {
-            **self.storage,
-            "next_obs": next_obs,
-            "final_obs": torch.cat(finals) if finals else next_obs[:0],
-            "final_index": torch.tensor(final_index, dtype=torch.int64, device=next_obs.device),
-        }
+            self._step(policy, t, num_steps, cuts)
+        return self._batch(self.storage, cuts)
+
+    def collect_episodes(self, policy: Policy, count: int) -> Batch:
+        """Play `count` episodes of the only environment, from here to the last one's end; return what `collect` does.
+
+        An episode is the game's own, whose end is `over`; T is the sum of their lengths and B is 1. Raises RunFailed
+        where an episode does not end.
+        """
+        cuts: list[Cut] = []
+        t = 0
+        while count > 0:
+            self._step(policy, t, self._room(t), cuts)
+            t += 1
+            if not self.episode_length[0]:
+                count -= 1
+            elif self.episode_length[0] >= LONGEST_EPISODE:
+                raise RunFailed(
+                    f"an episode has not ended after {LONGEST_EPISODE:,} steps, and this algorithm learns from whole "
+                    "episodes: give the environment a limit, such as env.max_episode_steps=1000"
+                )
+        return self._batch({name: rows[:t] for name, rows in self.storage.items()}, cuts)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        # There is no memory yet whose device it could take, and a checkpoint is read on the CPU.
+        self.policy_state = tree_map_only(Tensor, lambda t: t.to(self.device), self.policy_state)
 
     def pop_episodes(self) -> list[dict[str, float]]:
         """Return the episodes that ended since the last call: step, env, return and length of each."""
@@ -103,6 +113,38 @@ class Collector(Stateful):
     def bytes_per_step(self) -> int:
         """Return the memory that one stored environment step takes, without the policy's extras."""
         return self.obs[0].nbytes + 16
+
+    def _step(self, policy: Policy, t: int, num_steps: int, cuts: list[Cut]) -> None:
+        """Step once and store what happened as row t of num_steps; episodes that are cut short go to `cuts`."""
+        obs, first = self._to_policy(self.obs), torch.from_numpy(self.first).to(self.device)
+        with torch.no_grad():
+            extras, self.policy_state = policy(obs, self.policy_state, first)
+        transition = self.envs.step(extras["action"].cpu().numpy())
+        ended = transition.terminated | transition.truncated
+        row = {
+            "obs": self._stored(self.obs),
+            "first": first,
+            "reward": torch.from_numpy(self._learner_reward(transition, ended)),
+            "terminated": torch.from_numpy(transition.terminated),
+            "truncated": torch.from_numpy(transition.truncated),
+            "over": torch.from_numpy(transition.over),
+            **extras,
+        }
+        self._store(t, num_steps, row)
+        if transition.truncated.any():
+            cut = np.flatnonzero(transition.truncated)
+            cuts.append(((t * self.num_envs + cut).tolist(), self._stored(transition.obs[cut])))
+        self._advance(transition, ended)
+
+    def _batch(self, rows: Batch, cuts: list[Cut]) -> Batch:
+        next_obs = self._stored(self.obs)
+        final_index = [k for positions, _ in cuts for k in positions]
+        return {
+            **rows,
+            "next_obs": next_obs,
+            "final_obs": torch.cat([obs for _, obs in cuts]) if cuts else next_obs[:0],
+            "final_index": torch.tensor(final_index, dtype=torch.int64, device=next_obs.device),
+        }
 
     def _advance(self, transition: Transition, ended: Array) -> None:
         self.steps += self.num_envs
@@ -119,7 +161,8 @@ class Collector(Stateful):
         score, length = float(self.episode_return[b]), int(self.episode_length[b])
         self.recent_returns.append(score)
         self.recent_lengths.append(length)
-        self.episodes.append({"step": self.steps, "env": b, "return": score, "length": length})
+        step, env = self.steps + self.steps_elsewhere(), self.first_env + b
+        self.episodes.append({"step": step, "env": env, "return": score, "length": length})
         self.episode_return[b], self.episode_length[b] = 0.0, 0
 
     def _received(self, obs: Array) -> Array:
@@ -133,11 +176,15 @@ class Collector(Stateful):
     def _stored(self, obs: Array) -> Tensor:
         return to_policy(obs, None, torch.device("cpu")) if self.raw else self._to_policy(obs)
 
-    def _learner_reward(self, reward: Array, ended: Array) -> Array:
+    def _learner_reward(self, transition: Transition, ended: Array) -> Array:
+        reward = transition.reward
         if self.clip_reward:
             reward = np.sign(reward)
+        # After clipping, which would turn hints into more than that; before scaling, which changes no preference.
+        if self.shaping is not None:
+            reward = self.shaping.shaped(reward, self.obs, transition.obs, transition.terminated)
         if self.normalize_reward:
-            scaled = self.normalizer.reward(reward, ended)
+            scaled = self.normalizer.reward(reward, ended, self.discounted_return)
             reward = reward if self.raw else scaled
         return reward.astype(np.float32)
 
@@ -149,6 +196,14 @@ class Collector(Stateful):
                 rows = torch.empty((num_steps, *value.shape), dtype=value.dtype, device=device)
                 self.storage[name] = rows
             rows[t].copy_(value)
+
+    def _room(self, t: int) -> int:
+        """Return for how many steps there is room: more than t, twice as many where t steps have filled it."""
+        room = len(self.storage["over"]) if self.storage else FIRST_ROOM
+        if t < room:
+            return room
+        self.storage = {name: torch.cat([rows, torch.empty_like(rows)]) for name, rows in self.storage.items()}
+        return 2 * room
 
 
 def to_policy(obs: Array, normalizer: Normalizer | None, device: torch.device) -> Tensor:

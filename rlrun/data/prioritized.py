@@ -32,6 +32,10 @@ class PrioritizedReplay(Replay):
         self.largest = 1.0  # p^alpha
         self.listed: Array = np.zeros(self.num_envs, np.int64)  # [B], records below this have had a priority
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        return super().checkpoint_bytes + self.tree.checkpoint_bytes
+
     def add(self, batch: Batch) -> None:
         out_before = self.ring.tail
         super().add(batch)

@@ -89,6 +89,11 @@ class Replay(Stateful):
         """Return the length of a full replay."""
         return self.num_envs * max(self.ring.capacity - self.n_steps - self.frame_stack, 0)
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Return what each checkpoint holds of it besides its records, which stay where they are."""
+        return self.ring.checkpoint_bytes
+
     # --- In ---------------------------------------------------------------------------------------------
 
     def add(self, batch: Batch) -> None:

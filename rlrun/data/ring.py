@@ -76,6 +76,11 @@ class Ring:
         return self.num_streams * self.slots * sum(field.nbytes for field in self.fields.values())
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Return what the checksums take in a checkpoint."""
+        return sum(sums.nbytes for sums in self._checksums.values())
+
+    @property
     def tail(self) -> Array:
         """Return the oldest record within reach of each stream, [S]."""
         return np.maximum(self.head - self.capacity, 0)
@@ -203,8 +208,9 @@ class Ring:
                     stored = int(self._checksums[name][stream, start // CHUNK % (self.slots // CHUNK)])
                     if zlib.crc32(file.read((stop - start) * field.nbytes)) != stored:
                         raise RunFailed(
-                            f"{self._path(name)}: records {start:,} to {stop:,} are not those of the checkpoint "
-                            "(overwritten by a later one, or damaged); start anew with fresh=true"
+                            f"{self._path(name)}: records {start:,} to {stop:,} are not those of the checkpoint: "
+                            "damaged, or overwritten by later ones, since only the last two checkpoints are sure to "
+                            "find their replay, whatever checkpoint.keep; start anew with fresh=true"
                         )
 
     def _reachable(self) -> Iterator[tuple[int, int, int]]:

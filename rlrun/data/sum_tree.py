@@ -31,6 +31,11 @@ class SumTree:
     def total(self) -> float:
         return float(np.cumsum(self._levels[-1][0], dtype=np.float64)[-1])
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Return what a checkpoint holds: the leaves."""
+        return self.num_leaves * self._levels[0].itemsize
+
     def get(self, leaves: Array) -> Array:
         """Return the priorities of leaves: [N] -> [N] float32."""
         return self._levels[0].reshape(-1)[leaves]

@@ -18,6 +18,7 @@ from rlrun.data.collector import RECENT
 from rlrun.envs.base import Array, EnvSpec
 from rlrun.envs.grid_maps import GridMap
 from rlrun.envs.replayed import ReplayedEnvs
+from rlrun.envs.shaping import Shaping
 from rlrun.envs.tabular import Model, Outcome
 from rlrun.seeding import TRAINING_SEEDS, Seeds
 from rlrun.stateful import Stateful, StateMismatch
@@ -107,18 +108,36 @@ class PlayedEnv:
         self.envs.load_state_dict(state)
 
 
+class TableShaping:
+    """Potential-based shaping, with Phi of every state in a list."""
+
+    def __init__(self, shaping: Shaping, states: Array) -> None:
+        """states: [S], as the environment numbers them. Raises UserError where the potential is not a number."""
+        self.gamma = shaping.gamma
+        self.phi: list[float] = shaping.check(states).tolist()
+
+    def shaped(self, state: int, outcome: Step) -> Step:
+        """Return what came of a step from `state`, with the learner's reward."""
+        next_state, reward, terminated, truncated = outcome
+        following = 0.0 if terminated else self.gamma * self.phi[next_state]
+        return next_state, reward + following - self.phi[state], terminated, truncated
+
+
 class TabularCollector(Stateful):
     """One environment, the state that it is in, and the statistics of its episodes.
 
     It is to a table what `Collector` is to a network: the one counter of environment steps, too.
     """
 
-    transient: ClassVar[frozenset[str]] = frozenset({"available", "maps"})
+    transient: ClassVar[frozenset[str]] = frozenset({"available", "maps", "shaping"})
 
-    def __init__(self, envs: PlayedModel | PlayedEnv, available: Array, maps: list[GridMap]) -> None:
+    def __init__(
+        self, envs: PlayedModel | PlayedEnv, available: Array, maps: list[GridMap], shaping: TableShaping | None = None
+    ) -> None:
         self.envs = envs
         self.available = available  # [S, A] bool, which actions a state has
         self.maps = maps
+        self.shaping = shaping
         self.steps = 0
         self.state = self.envs.start()
         self.episode_return = 0.0
@@ -132,13 +151,14 @@ class TabularCollector(Stateful):
 
         Afterwards `state` is the next state, or the first one of the next episode if this one is over.
         """
+        state = self.state
         self.state, reward, terminated, truncated = outcome = self.envs.step(action)
         self.steps += 1
         self.episode_return += reward
         self.episode_length += 1
         if terminated or truncated:
             self._finish_episode()
-        return outcome
+        return outcome if self.shaping is None else self.shaping.shaped(state, outcome)
 
     def pop_episodes(self) -> list[dict[str, float]]:
         """Return the episodes that ended since the last call: step, env, return and length of each."""
@@ -163,14 +183,18 @@ class TabularCollector(Stateful):
         self.state = self.envs.next_episode()
 
 
-def make_tabular_collector(spec: EnvSpec, seeds: Seeds, name: str) -> TabularCollector:
+def make_tabular_collector(spec: EnvSpec, seeds: Seeds, name: str, shaping: Shaping | None = None) -> TabularCollector:
     """Return a collector for an environment with Discrete spaces; `name` is that of its generator."""
     model = spec.model()
     if model is not None:
-        return TabularCollector(PlayedModel(model, random.Random(seeds.entropy(name))), model.available, model.maps)
+        table = None if shaping is None else TableShaping(shaping, np.arange(model.num_states))
+        played = PlayedModel(model, random.Random(seeds.entropy(name)))
+        return TabularCollector(played, model.available, model.maps, table)
     envs = ReplayedEnvs(spec.make(1), seeds.numpy(name), TRAINING_SEEDS)
     shape = (int(envs.obs_space.n), int(envs.action_space.n))  # type: ignore[attr-defined]
-    return TabularCollector(PlayedEnv(envs), np.ones(shape, bool), [])
+    states = np.arange(shape[0]) + envs.obs_space.start  # type: ignore[attr-defined]
+    table = None if shaping is None else TableShaping(shaping, states)
+    return TabularCollector(PlayedEnv(envs), np.ones(shape, bool), [], table)
 
 
 def cumulative(probabilities: Array) -> list[list[float]]:

@@ -67,6 +67,7 @@ class EnvSpec(ABC):
     normalize_obs: bool  # running mean 0 and variance 1, clipped to +-10; statistics are saved state
     normalize_reward: bool  # divided by the running deviation of the discounted return, clipped to +-10
     clip_reward: bool  # the learner sees the sign of the reward; logged returns stay true
+    potential: str | None  # module.function that shapes the learner's reward (see shaping.py), before normalisation
 
     @abstractmethod
     def make(self, num_envs: int, *, render: bool = False) -> Envs:

@@ -1,13 +1,16 @@
 """Any Gymnasium environment, stepped one after the other in this process."""
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.wrappers import FlattenObservation, TransformObservation
 
 from rlrun.envs.base import NO_SEED, Array, Envs, EnvSpec, Transition, as_array
 from rlrun.envs.tabular import Model, model_of
@@ -25,6 +28,7 @@ class Gym(EnvSpec):
     kwargs: dict[str, Any]
     module: str | None
     max_episode_steps: int | None  # agent steps; null leaves the environment's own limit
+    observe: list[int] | None  # the indices of a vector that the agent sees, in this order; null: all of it
 
     def __post_init__(self) -> None:
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
@@ -40,7 +44,10 @@ class Gym(EnvSpec):
         if render:
             options["render_mode"] = "rgb_array"
         try:
-            env = gymnasium.make(self.id, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **options)
+            with _models_without_deprecations(self.id, options):
+                env = gymnasium.make(
+                    self.id, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **options
+                )
         except gymnasium.error.DependencyNotInstalled as error:
             extra = next((e for key, e in EXTRAS.items() if key in str(error).lower()), None)
             remedy = f"pip install 'rlrun[{extra}]', in a clone sh scripts/setup.sh {extra}" if extra else str(error)
@@ -51,7 +58,7 @@ class Gym(EnvSpec):
             ) from error
         if not isinstance(env.observation_space, spaces.Box | spaces.Discrete):
             env = FlattenObservation(env)
-        return env
+        return env if self.observe is None else self._observed(env, self.observe)
 
     def model(self) -> Model | None:
         self._register()
@@ -64,7 +71,24 @@ class Gym(EnvSpec):
     def protocol(self) -> dict[str, Any]:
         self._register()
         limit = self.max_episode_steps or gymnasium.spec(self.id).max_episode_steps
-        return {"id": self.id, "kwargs": self.kwargs, "max_episode_steps": limit}
+        # Only where it is set: the stamps of all other runs shall stay equal to those of older ones.
+        seen = {} if self.observe is None else {"observe": self.observe}
+        return {"id": self.id, "kwargs": self.kwargs, "max_episode_steps": limit, **seen}
+
+    def _observed(self, env: gymnasium.Env, indices: list[int]) -> gymnasium.Env:
+        """Hide all but some numbers of a vector. Raises UserError for anything else than a choice of them."""
+        space = env.observation_space
+        key = f"env.observe={indices}"
+        if not (isinstance(space, spaces.Box) and len(space.shape) == 1):
+            raise UserError(f"{key} chooses numbers of a vector, and env.id={self.id} observes {space}: leave it out")
+        size = space.shape[0]
+        if not indices or len(set(indices)) < len(indices) or not all(0 <= i < size for i in indices):
+            raise UserError(
+                f"{key} is out of range: env.id={self.id} observes {size} numbers, and expected are different indices "
+                f"from 0 to {size - 1}, such as [0]"
+            )
+        seen = spaces.Box(space.low[indices], space.high[indices], dtype=space.dtype.type)
+        return TransformObservation(env, lambda obs: obs[indices], seen)
 
     def _register(self) -> None:
         if self.module is not None:
@@ -80,6 +104,38 @@ class Gym(EnvSpec):
                 f"env.id={self.id} is not a registered Gymnasium environment.{hint} "
                 f"If it lives in another package, name that in env.module. ({error})"
             ) from error
+
+
+@contextmanager
+def _models_without_deprecations(id: str, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Keep MuJoCo from saying of each environment that is made that Gymnasium's model file is written in an old way.
+
+    That is for the file's author. What else it warns of while it makes one is shown, and while it steps one all is.
+    """
+    gymnasiums = str(gymnasium.spec(id).entry_point).startswith("gymnasium.envs.mujoco") and "xml_file" not in kwargs
+    mujoco = _imported_mujoco() if gymnasiums else None
+    if mujoco is None:
+        yield
+        return
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(_show_unless_deprecation)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
+def _imported_mujoco() -> Any:
+    try:
+        import mujoco
+    except ImportError:  # gymnasium.make says what to do about it
+        return None
+    return mujoco
+
+
+def _show_unless_deprecation(message: str) -> None:
+    if "deprecated" not in message:
+        print(f"WARNING: {message}", file=sys.stderr)
 
 
 class GymEnvs:

@@ -1,5 +1,7 @@
 """Observation and reward normalisation, above the environments, with statistics that are saved state."""
 
+from typing import Any
+
 import numpy as np
 
 from rlrun.envs.base import Array
@@ -29,15 +31,15 @@ class RunningMoments(Stateful):
 class Normalizer(Stateful):
     """Shift and scale observations; scale rewards by the deviation of the discounted return.
 
-    In evaluation only `obs` is called, which changes nothing: the statistics stay those of training.
+    The statistics are those of all collectors together; each of them keeps the discounted returns of its own
+    environments. In evaluation only `obs` is called, which changes nothing: the statistics stay those of training.
     """
 
     transient = frozenset({"discount"})  # configuration
 
-    def __init__(self, obs_shape: tuple[int, ...], num_envs: int, gamma: float) -> None:
+    def __init__(self, obs_shape: tuple[int, ...], gamma: float) -> None:
         self.obs_moments = RunningMoments(obs_shape)
         self.return_moments = RunningMoments(())
-        self.discounted_return: Array = np.zeros(num_envs)
         self.discount = gamma
 
     def update_obs(self, obs: Array) -> None:
@@ -48,13 +50,21 @@ class Normalizer(Stateful):
         scaled = (obs - self.obs_moments.mean) / np.sqrt(self.obs_moments.var + EPSILON)
         return np.clip(scaled, -CLIP, CLIP).astype(np.float32)
 
-    def reward(self, reward: Array, ended: Array) -> Array:
-        """Scale reward: [B], after adding it to the statistics; ended: [B] bool ends the running return."""
-        self.discounted_return = self.discounted_return * self.discount + reward
-        self.return_moments.update(self.discounted_return)
-        self.discounted_return[ended] = 0.0
+    def reward(self, reward: Array, ended: Array, discounted_return: Array) -> Array:
+        """Scale reward: [B], after adding it to the statistics.
+
+        discounted_return: [B], up to the step before, is brought forward in place; ended: [B] bool sets it to zero.
+        """
+        discounted_return *= self.discount
+        discounted_return += reward
+        self.return_moments.update(discounted_return)
+        discounted_return[ended] = 0.0
         return self.scaled_reward(reward)
 
     def scaled_reward(self, reward: Array) -> Array:
         """Divide rewards by the deviation of the discounted return over training so far."""
         return np.clip(reward / np.sqrt(self.return_moments.var + EPSILON), -CLIP, CLIP)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        # Earlier versions kept the discounted returns here, which playing a stored policy does not need.
+        super().load_state_dict({name: value for name, value in state.items() if name != "discounted_return"})

@@ -5,13 +5,15 @@ What it returns depends on its argument alone. Imports no torch.
 """
 
 from collections.abc import Callable
-from importlib import import_module
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+from gymnasium import spaces
 
 from rlrun.envs.base import Array
 from rlrun.errors import UserError, nearest
+from rlrun.imports import imported
 
 Script = Callable[[Array], Array]
 
@@ -91,35 +93,55 @@ BY_ID: dict[str, Script] = {
 }
 
 
-def find(name: str | None, env_id: str | None) -> Script:
+@dataclass(frozen=True)
+class ScriptedPolicy:
+    """A script as a policy for a space: it counts Discrete actions from 0, as the policies of algorithms do."""
+
+    name: str  # the configuration's key and value that named it
+    script: Script
+    action_space: spaces.Space
+
+    def actions(self, obs: Array) -> Array:
+        """obs: [B, *obs], raw -> actions [B, *act]."""
+        action, space = self._as_written(obs), self.action_space
+        return action - space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else action
+
+    def check(self, obs: Array) -> None:
+        """Raise UserError unless the script takes these observations and returns actions of the space."""
+        space = self.action_space
+        expected = f"expected {len(obs)} actions of {space} for observations of shape {obs.shape}"
+        try:
+            action = self._as_written(obs)
+        except Exception as error:  # whatever the script makes of them
+            raise UserError(f"{self.name} fails: {type(error).__name__}: {error}; {expected}") from error
+        shape = (len(obs), *(space.shape or ()))
+        # A continuous action may lie outside of the bounds: the environment clips it.
+        continuous = isinstance(space, spaces.Box)
+        if action.shape != shape or not (np.isfinite(action).all() if continuous else all(map(space.contains, action))):
+            raise UserError(f"{self.name} returned {action.dtype} {action.tolist()}; {expected}")
+
+    def _as_written(self, obs: Array) -> Array:
+        """Return the script's actions, [B, *act], in the action space's type."""
+        # A copy: these are the collector's own observations, and a script may change what it is given.
+        action = np.asarray(self.script(obs.copy()))
+        if isinstance(self.action_space, spaces.Box):
+            return action.astype(self.action_space.dtype)
+        return action.astype(np.int64) if action.dtype.kind == "b" else action
+
+
+def find(name: str | None, env_id: str | None, key: str = "algo.script") -> Script:
     """Return the policy of a name, of a dotted path, or, for None, of an environment's Gymnasium id.
 
-    Raises UserError if there is none.
+    Raises UserError, which names the configuration's key, if there is none.
     """
     known = {script.__name__: script for script in BY_ID.values()}
-    listed = f"Known: {', '.join(known)}; your own is algo.script=module.function"
+    listed = f"Known: {', '.join(known)}; your own is {key}=module.function"
     if name is None:
         if env_id in BY_ID:
             return BY_ID[env_id]
-        raise UserError(f"algo.script=null: no policy is written by hand for {env_id or 'this environment'}. {listed}")
+        raise UserError(f"{key}=null: no policy is written by hand for {env_id or 'this environment'}. {listed}")
     if name in known:
         return known[name]
     if "." not in name:
-        raise UserError(f"algo.script={name} does not exist.{nearest(name, known)} {listed}")
-    return _imported(name)
-
-
-def _imported(path: str) -> Script:
-    module_name, _, name = path.rpartition(".")
-    try:
-        module = import_module(module_name)
-    except Exception as error:  # whatever the module does when it is run
-        raise UserError(
-            f"algo.script={path}: {module_name} cannot be imported ({type(error).__name__}: {error}); expected "
-            "module.function, with the module in this folder, in that of --config-dir, or installed"
-        ) from error
-    script = getattr(module, name, None)
-    if not callable(script):
-        functions = [n for n, value in vars(module).items() if callable(value)]
-        raise UserError(f"algo.script={path}: {module_name} has no function {name}.{nearest(name, functions)}")
-    return script
+        raise UserError(f"{key}={name} does not exist.{nearest(name, known)} {listed}")
+    return imported(key, name)

@@ -6,10 +6,11 @@ B is any leading shape.
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 class Distribution(Protocol):
@@ -17,6 +18,8 @@ class Distribution(Protocol):
     def mode(self) -> Tensor: ...
     def log_prob(self, action: Tensor) -> Tensor: ...
     def entropy(self) -> Tensor: ...
+    def kl(self, other: Self) -> Tensor:
+        """Return D_KL(self || other), [B]; other is of the same kind."""
 
 
 class Categorical:
@@ -40,6 +43,9 @@ class Categorical:
     def entropy(self) -> Tensor:
         return -(self.log_probs.exp() * self.log_probs).sum(dim=-1)
 
+    def kl(self, other: "Categorical") -> Tensor:
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1)
+
 
 class MultiCategorical:
     """Several independent choices. logits: [B, A_1 + ... + A_n]; actions: [B, n] int64."""
@@ -58,6 +64,9 @@ class MultiCategorical:
 
     def entropy(self) -> Tensor:
         return sum_of([part.entropy() for part in self.parts])
+
+    def kl(self, other: "MultiCategorical") -> Tensor:
+        return sum_of([part.kl(others) for part, others in zip(self.parts, other.parts, strict=True)])
 
 
 class DiagGaussian:
@@ -79,6 +88,44 @@ class DiagGaussian:
 
     def entropy(self) -> Tensor:
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
+
+    def kl(self, other: "DiagGaussian") -> Tensor:
+        log_ratio = other.log_std - self.log_std
+        distance = (self.mean - other.mean) * (-other.log_std).exp()
+        return (log_ratio + 0.5 * ((-2 * log_ratio).exp() + distance.square() - 1)).sum(dim=-1)
+
+
+class TanhGaussian:
+    """A Gaussian squashed into a box: a = center + scale tanh(u), u ~ N(mean, std^2).
+
+    mean, log_std: [B, D]; center, scale: [D]; actions: [B, D], inside the box up to rounding.
+    Densities are those of actions in the units of the box. There is no closed form of the entropy.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, center: Tensor, scale: Tensor) -> None:
+        self.mean, self.log_std, self.center, self.scale = mean, log_std, center, scale
+
+    def mode(self) -> Tensor:
+        """Return the squashed mean, [B, D]: the median of each dimension rather than the action of largest density."""
+        return self.squash(self.mean)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return the actions [B, D] that standard normal noise [B, D] stands for."""
+        return self.squash(self.mean + noise * self.log_std.exp())
+
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the actions [B, D] of standard normal noise and log pi(a|s) [B], both differentiable.
+
+        Haarnoja et al. (2018), "Soft Actor-Critic Algorithms and Applications", arXiv:1812.05905, Appendix C, here
+        with the scale. log(1 - tanh^2 u) = 2 (log 2 - u - log(1 + exp(-2u))) is exact where 1 - tanh^2 u rounds to 0.
+        """
+        u = self.mean + noise * self.log_std.exp()
+        gaussian = -0.5 * noise.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        log_slope = 2 * (math.log(2) - u - softplus(-2 * u)) + self.scale.log()
+        return self.squash(u), (gaussian - log_slope).sum(dim=-1)
+
+    def squash(self, u: Tensor) -> Tensor:
+        return torch.addcmul(self.center, u.tanh(), self.scale)
 
 
 def sum_of(tensors: Sequence[Tensor]) -> Tensor:

@@ -46,6 +46,25 @@ def gae(
     return advantage
 
 
+def advantages(
+    batch: dict[str, Tensor], last_value: Tensor, final_value: Tensor, *, gamma: float, gae_lambda: float
+) -> Tensor:
+    """Return `gae` over what a collector returned, which must hold the values under "value"; others as in next_values.
+
+    It is a mean of the n-step advantages, with gae_lambda = 1 the longest of them.
+    """
+    value = batch["value"]
+    return gae(
+        batch["reward"],
+        value,
+        next_values(value, last_value, final_value, batch["final_index"]),
+        batch["terminated"],
+        batch["truncated"],
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+    )
+
+
 def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     """Return 1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than the mean."""
     return 1 - (target - prediction).var() / target.var().clamp(min=1e-8)

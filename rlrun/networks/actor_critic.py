@@ -1,5 +1,6 @@
 """A policy and a state value, on one torso or on two."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,8 @@ from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, Mu
 from rlrun.networks.torsos import Torso, orthogonal
 
 MakeTorso = Callable[[], Torso]
+Batch = dict[str, Tensor]
+Memory = Tensor | None  # of a recurrent network, see recurrent.py
 
 
 class ActorCritic(nn.Module):
@@ -32,7 +35,7 @@ class ActorCritic(nn.Module):
         """obs: [B, *obs] -> the action distribution and the value [B], both in float32."""
         features = self.policy_torso(obs)
         value_features = features if self.value_torso is self.policy_torso else self.value_torso(obs)
-        return self.policy_head(features), self.value_head(value_features).squeeze(-1).float()
+        return self.policy_head(features), self._value(value_features)
 
     def distribution(self, obs: Tensor) -> Distribution:
         return self.policy_head(self.policy_torso(obs))
@@ -41,13 +44,49 @@ class ActorCritic(nn.Module):
         """obs: [B, *obs] -> V [B]. B may be 0: most rollouts cut no episode short."""
         if len(obs) == 0:
             return torch.empty(0, device=obs.device)
-        return self.value_head(self.value_torso(obs)).squeeze(-1).float()
+        return self._value(self.value_torso(obs))
 
-    def act(self, obs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def act(self, obs: Tensor, generator: torch.Generator) -> Batch:
         """Sample an action, with what an on-policy update needs to know about it."""
         policy, value = self(obs)
-        action = policy.sample(generator)
-        return {"action": action, "log_prob": policy.log_prob(action), "value": value}
+        return sampled(policy, value, generator)
+
+    # What follows is the same for networks with a memory and without; this one has none: its memory is None.
+
+    def step(self, obs: Tensor, memory: Memory, first: Tensor, generator: torch.Generator) -> tuple[Batch, Memory]:
+        """Return what `act` does and the memory after it; `first`: [B] bool marks new episodes."""
+        return self.act(obs, generator), memory
+
+    def policy(self, obs: Tensor, memory: Memory, first: Tensor) -> tuple[Distribution, Memory]:
+        """Return the action distribution and the memory after it."""
+        return self.distribution(obs), memory
+
+    def bootstrap_values(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Return V after a rollout, [B], and V of the last observations of the K episodes cut short in it, [K].
+
+        batch: what a collector returned for `step`; memory: the one after its last step.
+        """
+        return self.value(batch["next_obs"]), self.value(batch["final_obs"])
+
+    def samples(self, batch: Batch, columns: Batch) -> Batch:
+        """Arrange a rollout's observations and columns, all [T, B, ...], along a first axis of what may be shuffled.
+
+        That are single steps here, [T B, ...], and whole sequences, [B, T, ...], where there is a memory.
+        """
+        return {name: t.flatten(0, 1) for name, t in {"obs": batch["obs"], **columns}.items()}
+
+    def unroll(self, samples: Batch) -> tuple[Distribution, Tensor]:
+        """Return the action distribution and V for each step of some of the `samples`."""
+        return self(samples["obs"])
+
+    def _value(self, features: Tensor) -> Tensor:
+        return self.value_head(features).squeeze(-1).float()
+
+
+def sampled(policy: Distribution, value: Tensor, generator: torch.Generator) -> Batch:
+    """Draw actions [B, *act]; return them with their log-probabilities and values [B]."""
+    action = policy.sample(generator)
+    return {"action": action, "log_prob": policy.log_prob(action), "value": value}
 
 
 class CategoricalHead(nn.Module):
@@ -78,7 +117,8 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.full((num_dims,), log_std_init))
 
     def forward(self, features: Tensor) -> DiagGaussian:
-        return DiagGaussian(self.mean(features).float(), self.log_std)
+        # A copy: the distribution must stay what it was while a line search moves the weights.
+        return DiagGaussian(self.mean(features).float(), self.log_std.clone())
 
 
 def make_policy_head(action_space: spaces.Space, in_features: int, log_std_init: float) -> nn.Module:
@@ -90,3 +130,17 @@ def make_policy_head(action_space: spaces.Space, in_features: int, log_std_init:
     if isinstance(action_space, spaces.Box):
         return GaussianHead(in_features, spaces.flatdim(action_space), log_std_init)
     raise ValueError(f"no policy head for the action space {action_space}")
+
+
+def make_actor(make_torso: MakeTorso, action_space: spaces.Space, log_std_init: float) -> nn.Sequential:
+    """Return a policy alone, on a torso of its own and named as in ActorCritic: obs [B, *obs] -> Distribution."""
+    torso = make_torso()
+    head = make_policy_head(action_space, torso.out_features, log_std_init)
+    return nn.Sequential(OrderedDict(policy_torso=torso, policy_head=head))
+
+
+def make_critic(make_torso: MakeTorso) -> nn.Sequential:
+    """Return a state value alone, on a torso of its own: obs [B, *obs] -> V [B]. B may be 0."""
+    torso = make_torso()
+    head = orthogonal(nn.Linear(torso.out_features, 1), gain=1.0)
+    return nn.Sequential(OrderedDict(value_torso=torso, value_head=head, flat=nn.Flatten(0)))

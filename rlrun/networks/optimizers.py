@@ -56,6 +56,14 @@ class RMSpropTF(torch.optim.Optimizer):
             torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
         return loss
 
+    def share_memory(self) -> None:
+        """Move the moments to memory that forked processes share, made if this is before the first step."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                self._moment(param, "square", group["square_init"]).share_memory_()
+                if group["centered"]:
+                    self._moment(param, "mean", 0.0).share_memory_()
+
     def _moment(self, param: Tensor, name: str, init: float) -> Tensor:
         state = self.state[param]
         if name not in state:

@@ -13,6 +13,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rlrun.networks.linear import Linear
+
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -51,9 +53,9 @@ class MLP(Torso):
     def __init__(self, obs_space: spaces.Space, hidden: list[int], activation: Activation, layer_norm: bool) -> None:
         _check_sizes("hidden", hidden)
         widths = [spaces.flatdim(obs_space), *hidden]
-        layers: list[nn.Module] = [_entry(obs_space)]
+        layers: list[nn.Module] = [entry(obs_space)]
         for fan_in, fan_out in pairwise(widths):
-            layers += _layer(nn.Linear(fan_in, fan_out), (fan_out,), activation, layer_norm)
+            layers += _layer(Linear(fan_in, fan_out), (fan_out,), activation, layer_norm)
         super().__init__(*layers)
         self.out_features = widths[-1]
 
@@ -170,7 +172,8 @@ def _check_sizes(key: str, sizes: list[int]) -> None:
         raise ValueError(f"network.{key}={sizes} is out of range: expected sizes of at least 1")
 
 
-def _entry(obs_space: spaces.Space) -> nn.Module:
+def entry(obs_space: spaces.Space) -> nn.Module:
+    """Return the layer that makes vectors of observations: [B, *obs] -> float [B, D]."""
     if isinstance(obs_space, spaces.Discrete):
         return OneHot(int(obs_space.n), int(obs_space.start))
     if isinstance(obs_space, spaces.Box):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlrun.errors import UserError
-from rlrun.launch import EXIT_FAILED
+from rlrun.launch import EXIT_FAILED, drop_replay
 from rlrun.signals import SweepSignals, ask_to_stop, asked_to_stop
 from rlrun.sweep.job import HERE, Job, Point
 from rlrun.sweep.launchers import Launcher, make_launcher
@@ -36,7 +36,10 @@ SCRATCH = ".sweeps"  # below outputs
 def sweep(overrides: Sequence[str]) -> int:
     """Run what a sweep's points are missing; return its exit code."""
     planned = plan(overrides)
-    finished = {p.number: Outcome(*p.names.place, SKIPPED, 0) for p in planned.points if p.is_finished()}
+    stored = [point for point in planned.points if point.is_finished()]
+    for point in stored:
+        drop_replay(point.folder, point.config)
+    finished = {point.number: Outcome(*point.names.place, SKIPPED, 0) for point in stored}
     todo = [point for point in planned.points if point.number not in finished]
     if finished:
         print(f"{len(finished)} of {len(planned.points)} runs are finished already", file=sys.stderr)

@@ -134,6 +134,12 @@ class _Sweep:
         hydra = self.master.hydra
         if not hydra.sweeper._target_.endswith(".BasicSweeper"):
             raise UserError("hydra/sweeper: rlrun sweeps with Hydra's basic sweeper; `rlrun tune` searches")
+        at_once = hydra.sweeper.max_batch_size
+        if at_once is not None and at_once < 1:
+            raise UserError(
+                f"hydra.sweeper.max_batch_size={at_once} is out of range: expected how many runs may go on at a time, "
+                "at least 1, or null for as many as the launcher takes"
+            )
         if hydra.callbacks:
             raise UserError(f"hydra.callbacks.{next(iter(hydra.callbacks))}: a sweep calls no callbacks of Hydra's")
         if not self.studies:

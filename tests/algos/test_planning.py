@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import rlrun, the_run
+from harness import rlrun_here, the_run
 from tabular_oracles import exact_values, expected_return, greedy, policy_iteration, uniform
 
 from rlrun.algos.planning import Planning
@@ -128,14 +128,14 @@ def test_numbers_out_of_range_are_refused_by_key_and_value(override: str, make_a
 
 def test_a_run_ends_when_its_values_settle_and_leaves_the_last_pictures(tmp_path: Path) -> None:
     command = ["algo=value_iteration", "env=frozenlake", "log.console=false", "eval.final_episodes=2"]
-    done = rlrun(command, tmp_path)
+    done = rlrun_here(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "ended early by algo.theta" in done.stderr
     run = the_run(tmp_path)
     sweeps = read_rows(run / "metrics.jsonl")[-1]["step"]
     assert sorted(p.name for p in (run / "images").iterdir()) == [f"policy-{571}.png", f"q_values-{571}.png"]
     assert sweeps <= 571
-    again = rlrun(command, tmp_path)
+    again = rlrun_here(command, tmp_path)
     assert (again.returncode, "is finished" in again.stderr) == (0, True)
-    extended = rlrun(["resume", str(run), "total_steps=20000"], tmp_path)
+    extended = rlrun_here(["resume", str(run), "total_steps=20000"], tmp_path)
     assert (extended.returncode, "is finished" in extended.stderr) == (0, True)

@@ -1,5 +1,6 @@
 """The random policy: every action space, every observation, and randomness of its own."""
 
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from harness import assert_identical, first_difference, killed_inside, rlrun, the_run
+from harness import assert_identical, first_difference, killed_inside, rlrun, rlrun_here, the_run
 
 import rlrun as package
 from rlrun.build import Agent
@@ -129,12 +130,21 @@ def test_evaluation_draws_from_the_lent_generator_and_leaves_its_own_alone(make_
 
 
 def test_a_run_is_stored_evaluated_loaded_and_stamped_as_sampled(tmp_path: Path) -> None:
-    done = rlrun(["algo=random", "env=cartpole", "total_steps=2000", "eval.episodes=3", "log.console=false"], tmp_path)
+    done = rlrun_here(
+        ["algo=random", "env=cartpole", "total_steps=2000", "eval.episodes=3", "log.console=false"], tmp_path
+    )
     assert done.returncode == 0, done.stderr
     run = the_run(tmp_path)
     assert run == tmp_path / "outputs/cartpole/random/total_steps=2000/seed=0"
-    played = rlrun(["eval", str(run), "episodes=200"], tmp_path)
+    played = rlrun_here(["eval", str(run), "episodes=200"], tmp_path)
     assert played.returncode == 0, played.stderr
+    assert rlrun_here(["eval", str(run), "episodes=1", "checkpoint=best"], tmp_path).returncode == 0
+    assert rlrun_here(["eval", str(run), "episodes=1", "seed=3"], tmp_path).returncode == 0
+    reports = {p.name: json.loads(p.read_text()) for p in (run / "evaluations").iterdir()}
+    assert {name.split("-", 2)[2] for name in reports} == {
+        *("last-seed-0-episodes-200.json", "last-seed-3-episodes-1.json", "best-seed-0-episodes-1.json")
+    }
+    assert {len(report["returns"]) for report in reports.values()} == {1, 200}
     loaded = package.load(run)
     assert loaded.agent.protocol()["policy"] == "last, sampled"
     assert {loaded.act(np.zeros(4, np.float32)) for _ in range(50)} == {0, 1}

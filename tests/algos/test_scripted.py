@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness import rlrun, the_run
+from harness import rlrun_here, the_run
 
 from rlrun.build import Agent
 from rlrun.envs.gym import Gym
@@ -52,12 +52,12 @@ def played(spec: Gym, num_episodes: int) -> Evaluation:
 
 def test_the_cartpole_policy_scores_exactly_its_published_return_by_the_command_line(tmp_path: Path) -> None:
     arguments = ["algo=scripted", "env=cartpole", "env.max_episode_steps=1000", *SHORT, "name=baseline"]
-    assert rlrun(arguments, tmp_path).returncode == 0
+    assert rlrun_here(arguments, tmp_path).returncode == 0
     run = the_run(tmp_path)
-    done = rlrun(["eval", str(run), "episodes=500", "first_seed=0"], tmp_path)
+    done = rlrun_here(["eval", str(run), "episodes=500", "first_seed=0"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("return 41.70 ± 8.39 (min 24, max 63) over 500 episodes")
-    report = json.loads((run / "evaluations/step-1024-first-seed-0.json").read_text())
+    report = json.loads((run / "evaluations/step-1024-last-first-seed-0-episodes-500.json").read_text())
     assert report["seeds"] == list(range(500))
     assert report["protocol"]["max_episode_steps"] == 1000
     assert round(report["mean_return"], 3) == 41.698
@@ -99,8 +99,8 @@ def test_every_policy_is_found_by_its_name_and_by_its_environment() -> None:
 
 def test_a_comparison_has_its_rows(tmp_path: Path) -> None:
     sweep = ["-m", "algo=random,scripted,ppo", "env=cartpole", *SHORT, "log.tensorboard=false"]
-    assert rlrun(sweep, tmp_path).returncode == 0
-    done = rlrun(["compare", "outputs"], tmp_path)
+    assert rlrun_here(sweep, tmp_path).returncode == 0
+    done = rlrun_here(["compare", "outputs"], tmp_path)
     assert done.returncode == 0, done.stderr
     groups = json.loads((tmp_path / "report/report.json").read_text())["environments"]["cartpole"]["groups"]
     assert set(groups) == {"ppo", "random", "scripted"}
@@ -108,14 +108,14 @@ def test_a_comparison_has_its_rows(tmp_path: Path) -> None:
 
 def test_a_users_function_is_the_policy_and_is_found_again_by_resume(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MY_SCRIPTS)
-    done = rlrun(["algo=scripted", "env=cartpole", "algo.script=mine.right", *SHORT], tmp_path)
+    done = rlrun_here(["algo=scripted", "env=cartpole", "algo.script=mine.right", *SHORT], tmp_path)
     assert done.returncode == 0, done.stderr
     run = the_run(tmp_path)
     assert "script=mine.right" in str(run)
     assert json.loads((run / "result.json").read_text())["mean_return"] < 12  # a pole pushed one way falls in ten steps
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    again = rlrun(["resume", str(run), "total_steps=2000"], elsewhere)
+    again = rlrun_here(["resume", str(run), "total_steps=2000"], elsewhere)
     assert again.returncode == 0, again.stderr
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import rlrun, the_run
+from harness import rlrun_here, the_run
 from tabular_oracles import exact_values, greedy, policy_iteration, uniform
 
 from rlrun.algos.td import TD
@@ -103,11 +103,11 @@ def test_a_policy_that_does_not_fit_is_refused(policy: str, message: str, make_a
 
 def test_the_policy_of_a_stored_run_is_evaluated(tmp_path: Path, make_agent: MakeAgent) -> None:
     quick = ["log.console=false", "eval.final_episodes=2", "eval.every=400"]
-    planned = rlrun(["algo=value_iteration", "env=frozenlake", *quick], tmp_path)
+    planned = rlrun_here(["algo=value_iteration", "env=frozenlake", *quick], tmp_path)
     assert planned.returncode == 0, planned.stderr
     source = the_run(tmp_path).relative_to(tmp_path)
     command = ["algo=td", "env=frozenlake", f"algo.policy={source}", *AVERAGING, "algo.gamma=1", "total_steps=40000"]
-    done = rlrun([*command, *quick, "name=td", "eval.every=20000", "checkpoint.every=20000"], tmp_path)
+    done = rlrun_here([*command, *quick, "name=td", "eval.every=20000", "checkpoint.every=20000"], tmp_path)
     assert done.returncode == 0, done.stderr
     run = next((tmp_path / "outputs/frozenlake/td/td").iterdir())
     assert sorted(p.name for p in (run / "images").iterdir()) == ["values-20000.png", "values-40000.png"]

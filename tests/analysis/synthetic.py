@@ -101,7 +101,7 @@ def _evaluations(points: list[float], total_steps: int) -> list[dict[str, Any]]:
 
 def write_best(run: Path, step: int, mean_return: float, *, first_seed: int = REPORT, episodes: int = 100) -> None:
     """Write the report that `rlrun eval RUN checkpoint=best` makes."""
-    path = run / "evaluations" / f"step-{step}-seed-0.json"
+    path = run / "evaluations" / f"step-{step}-best-seed-0-episodes-{episodes}.json"
     path.parent.mkdir(exist_ok=True)
     seeds = list(range(first_seed, first_seed + episodes))
     path.write_text(json.dumps({"mean_return": mean_return, "returns": [mean_return] * episodes, "seeds": seeds}))

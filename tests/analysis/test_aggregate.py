@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import rlrun
+from harness import rlrun_here
 from synthetic import write_rows, write_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -236,12 +236,12 @@ def test_a_folder_without_runs_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_averaged(outputs: Path) -> None:
-    done = rlrun(["aggregate"], outputs.parent)
+    done = rlrun_here(["aggregate"], outputs.parent)
     assert done.returncode == 0, done.stderr
     assert "cartpole/ppo/default" in done.stdout
     assert "tensorboard --logdir outputs" in done.stdout
     assert "fewer than 5 seeds" in done.stderr
-    assert rlrun(["ls"], outputs.parent).stdout.count("seed=") == 3
+    assert rlrun_here(["ls"], outputs.parent).stdout.count("seed=") == 3
 
 
 def test_torch_is_not_imported() -> None:
@@ -254,11 +254,11 @@ def test_torch_is_not_imported() -> None:
     [
         (["aggregate"], "needs PATHS"),
         (["aggregate", "nowhere"], "does not exist"),
-        (["aggregate", "by=algo"], "has no key by"),
+        (["aggregate", "by=algo"], "has no key by. It takes no keys, only paths\n"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments: list[str], answer: str, tmp_path: Path) -> None:
-    done = rlrun(arguments, tmp_path)
+    done = rlrun_here(arguments, tmp_path)
     assert done.returncode == 2
     assert answer in done.stderr
     assert not list(tmp_path.iterdir())

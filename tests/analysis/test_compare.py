@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import rlrun
+from harness import rlrun_here
 from synthetic import ACROBOT, write_run, write_study
 
 FIGURES = ("performance_profiles", "intervals", "probability_of_improvement", "sample_efficiency", "wall_clock")
@@ -24,7 +24,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     write_study(folder / "outputs")
     unfinished = {"final": None, "status": "interrupted", "protocol": ACROBOT, "total_steps": 100_000}
     write_run(folder / "outputs", "acrobot", "ppo", seed=9, **unfinished)
-    done = rlrun(["compare", "outputs"], folder)
+    done = rlrun_here(["compare", "outputs"], folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -42,7 +42,7 @@ def compared(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def refused(folder: Path, *arguments: str) -> str:
-    done = rlrun(["compare", *arguments], folder)
+    done = rlrun_here(["compare", *arguments], folder)
     assert done.returncode == 2, done.stdout
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
@@ -90,7 +90,7 @@ def test_json_csv_and_markdown_agree(study: tuple[Path, str]) -> None:
 
 def test_the_same_runs_give_the_same_report(study: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = study
-    assert rlrun(["compare", "outputs", "out=again"], folder).returncode == 0
+    assert rlrun_here(["compare", "outputs", "out=again"], folder).returncode == 0
     for name in ("report.json", "report.csv", "report.md", "report.html", "intervals.svg", "intervals.pdf"):
         assert (folder / "again" / name).read_bytes() == (folder / "report" / name).read_bytes(), name
 
@@ -136,7 +136,7 @@ def test_runs_without_any_training_curve_are_compared(tmp_path: Path) -> None:
             run = write_run(tmp_path / "outputs", algo=algo, seed=seed, final=final + seed)
             (run / "evaluations.jsonl").unlink()
             (run / "metrics.jsonl").unlink()
-    done = rlrun(["compare", "outputs"], tmp_path)
+    done = rlrun_here(["compare", "outputs"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "beats one of random with probability 1.000" in done.stdout
     assert "steps to threshold" not in done.stdout
@@ -147,7 +147,7 @@ def test_runs_without_any_training_curve_are_compared(tmp_path: Path) -> None:
 def test_run_folders_are_paths_although_they_hold_an_equals_sign(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / "outputs", seed=seed) for seed in range(3)]
     assert len(compared(tmp_path, *map(str, paths[:2]))["runs"]) == 2
-    inside = rlrun(["compare", "seed=0", f"out={tmp_path}/other"], paths[0].parent)
+    inside = rlrun_here(["compare", "seed=0", f"out={tmp_path}/other"], paths[0].parent)
     assert inside.returncode == 0, inside.stderr
 
 
@@ -178,7 +178,7 @@ def test_bad_input_gets_one_clear_message(tmp_path: Path, arguments: list[str], 
 
 
 def test_the_help_of_the_verb_names_all_its_keys(tmp_path: Path) -> None:
-    text = rlrun(["compare", "--help"], tmp_path).stdout
+    text = rlrun_here(["compare", "--help"], tmp_path).stdout
     assert all(f"{key}=" in text for key in ("by", "metric", "threshold", "mix", "out", "into", "section"))
 
 

@@ -92,6 +92,13 @@ def test_best_is_what_eval_reports_of_the_policy_that_the_evaluations_chose(tmp_
     assert mean_of(comparison_of([tmp_path], metric="best")) == 77.0
 
 
+def test_of_several_reports_of_the_best_policy_the_one_of_most_episodes_counts(tmp_path: Path) -> None:
+    run = write_run(tmp_path, curve=[10.0, 90.0])
+    for episodes, mean in ((9, 1.0), (100, 77.0), (30, 2.0)):
+        write_best(run, 1000, mean, episodes=episodes)
+    assert mean_of(comparison_of([tmp_path], metric="best")) == 77.0
+
+
 def test_episodes_that_chose_the_best_policy_never_report_it(tmp_path: Path) -> None:
     run = write_run(tmp_path, seed=0, curve=[10.0, 90.0])
     write_best(run, 1000, 90.0, first_seed=SELECTION + 5, episodes=1)  # it chose against the loser, too

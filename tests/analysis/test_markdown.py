@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from harness import rlrun
+from harness import rlrun_here
 from synthetic import MADE, write_run
 
 from rlrun.analysis.compare import compare, comparison_of
@@ -64,7 +64,7 @@ def test_the_learning_curves_are_shown_where_the_figures_lie_beside_the_file(pro
 def test_a_missing_marker_is_refused_before_anything_is_written(project: Path) -> None:
     path = project / "docs" / "results.md"
     before = path.read_text()
-    done = rlrun(["compare", "outputs", "into=docs/results.md", "section=cartpole"], project)
+    done = rlrun_here(["compare", "outputs", "into=docs/results.md", "section=cartpole"], project)
     assert done.returncode == 2
     for expected in (
         "section=cartpole",

@@ -12,6 +12,7 @@ from rlrun.envs.base import EnvSpec
 from rlrun.envs.gym import Gym
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
+from rlrun.errors import RunFailed
 
 Disk = Callable[[Any], Any]
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ def make_collector(spec: EnvSpec, num_envs: int = 3, *, gamma: float = 0.9, rese
     envs = ReplayedEnvs(spec.make(num_envs), np.random.default_rng(0), range(1000), reseed_after)
     return Collector(
         envs=envs,
-        normalizer=Normalizer(envs.obs_space.shape or (), num_envs, gamma),
+        normalizer=Normalizer(envs.obs_space.shape or (), gamma),
         normalize_obs=spec.normalize_obs,
         normalize_reward=spec.normalize_reward,
         clip_reward=spec.clip_reward,
@@ -144,6 +145,38 @@ def test_rollouts_follow_each_other_without_a_gap(gym_spec: Callable[..., Gym]) 
         assert torch.equal(whole[name], torch.cat([part[name] for part in parts])), name
 
 
+@pytest.mark.parametrize("room", [1, 1_000])
+def test_whole_episodes_are_what_as_many_steps_would_have_been(
+    room: int, gym_spec: Callable[..., Gym], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlrun.data.collector.FIRST_ROOM", room)
+    spec = gym_spec("CartPole-v1", max_episode_steps=17)
+    by_episodes, by_steps = make_collector(spec, num_envs=1), make_collector(spec, num_envs=1)
+    policies = [RandomPolicy(c.envs.action_space) for c in (by_episodes, by_steps)]
+    for count in (3, 5, 1):  # more room, then less
+        whole = by_episodes.collect_episodes(policies[0], count)
+        same = by_steps.collect(policies[1], len(whole["over"]))
+        assert whole.keys() == same.keys()
+        for name in whole:
+            assert torch.equal(whole[name], same[name]), name
+        assert int(whole["over"].sum()) == count
+        assert bool(whole["over"][-1])
+        assert len(by_episodes.pop_episodes()) == count
+        assert by_episodes.steps == by_steps.steps
+    assert len(by_episodes.recent_returns) == 9
+
+
+def test_an_episode_that_does_not_end_is_an_error_with_a_remedy(
+    gym_spec: Callable[..., Gym], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlrun.data.collector.LONGEST_EPISODE", 30)
+    just_so = make_collector(gym_spec("Pendulum-v1", max_episode_steps=30), num_envs=1)
+    assert len(just_so.collect_episodes(RandomPolicy(just_so.envs.action_space), 2)["over"]) == 60
+    endless = make_collector(gym_spec("Pendulum-v1", max_episode_steps=31), num_envs=1)
+    with pytest.raises(RunFailed, match=r"not ended after 30 steps.*env\.max_episode_steps"):
+        endless.collect_episodes(RandomPolicy(endless.envs.action_space), 2)
+
+
 def test_steps_count_every_environment_and_no_reset(gym_spec: Callable[..., Gym]) -> None:
     collector = make_collector(gym_spec("CartPole-v1", max_episode_steps=4), num_envs=3)
     assert collector.steps == 0
@@ -178,11 +211,38 @@ def test_normalised_rewards_leave_the_logged_return_true(gym_spec: Callable[...,
     collector = make_collector(spec, num_envs=2)
     batch = collector.collect(RandomPolicy(collector.envs.action_space), 6)
     truth = naive_episodes("Pendulum-v1", 6, collector, batch["action"])["reward"]
-    twin = Normalizer((3,), 2, 0.9)
+    twin, returns = Normalizer((3,), 0.9), np.zeros(2)
     ended = np.zeros(2, bool)
-    expected = np.stack([twin.reward(row, ended) for row in truth]).astype(np.float32)
+    expected = np.stack([twin.reward(row, ended, returns) for row in truth]).astype(np.float32)
     assert np.array_equal(batch["reward"].numpy(), expected)
     assert [e["return"] for e in collector.pop_episodes()] == pytest.approx(truth.sum(axis=0).tolist())
+
+
+def test_collectors_that_share_statistics_keep_the_discounted_returns_of_their_own_environments(
+    gym_spec: Callable[..., Gym],
+) -> None:
+    spec = gym_spec("Pendulum-v1", max_episode_steps=6, normalize_reward=True)
+    small, large = make_collector(spec, num_envs=1), make_collector(spec, num_envs=3)
+    large.normalizer = small.normalizer
+    twin, returns = Normalizer((3,), 0.9), {1: np.zeros(1), 3: np.zeros(3)}
+    for _ in range(4):
+        for collector in (small, large):
+            # Of clipped rewards the sign is known beforehand: Pendulum's are costs.
+            collector.clip_reward = True
+            batch = collector.collect(RandomPolicy(collector.envs.action_space), 2)
+            for t in range(2):
+                ended = (batch["terminated"] | batch["truncated"])[t].numpy()
+                reward = -np.ones(collector.num_envs)
+                expected = twin.reward(reward, ended, returns[collector.num_envs]).astype(np.float32)
+                assert np.array_equal(batch["reward"][t].numpy(), expected)
+
+
+def test_episodes_are_dated_and_numbered_over_all_collectors(gym_spec: Callable[..., Gym]) -> None:
+    collector = make_collector(gym_spec("CartPole-v1", max_episode_steps=5), num_envs=2)
+    collector.first_env, collector.steps_elsewhere = 6, lambda: 1000
+    collector.collect(RandomPolicy(collector.envs.action_space), 5)
+    assert [(e["step"], e["env"]) for e in collector.pop_episodes()] == [(1010, 6), (1010, 7)]
+    assert collector.steps == 10
 
 
 def test_observation_statistics_are_those_of_all_observations_acted_on(gym_spec: Callable[..., Gym]) -> None:
@@ -211,6 +271,17 @@ def test_a_lost_life_ends_the_learners_episode_and_not_the_logged_one(atari_spec
     assert lives_lost[:5][-1] + 1 == episode["length"]
     assert len([t for t in lives_lost if t < episode["length"]]) == 5
     assert [t for t, begins in enumerate(first) if begins] == [0, *(t + 1 for t in lives_lost if t + 1 < len(first))]
+
+
+def test_whole_episodes_end_with_the_game_and_not_with_a_life(atari_spec: Callable[..., EnvSpec]) -> None:
+    def idle(obs: Tensor, state: Any, first: Tensor) -> tuple[dict[str, Tensor], Any]:
+        return {"action": torch.zeros(len(obs), dtype=torch.int64)}, state
+
+    collector = make_collector(atari_spec("breakout"), num_envs=1, reseed_after=10**6)
+    batch = collector.collect_episodes(idle, 1)
+    assert int(batch["terminated"].sum()) == 5
+    assert batch["over"].flatten().nonzero().flatten().tolist() == [len(batch["over"]) - 1]
+    assert collector.pop_episodes()[0]["length"] == len(batch["over"])
 
 
 def test_atari_observations_are_stored_as_bytes_as_the_game_showed_them(atari_spec: Callable[..., EnvSpec]) -> None:
@@ -255,4 +326,4 @@ def test_observations_reach_the_policy_as_float32_int64_or_bytes() -> None:
     assert to_policy(np.zeros((2, 3)), None, CPU).dtype == torch.float32
     assert to_policy(np.zeros(2, np.int64), None, CPU).dtype == torch.int64
     assert to_policy(np.zeros((2, 3), np.uint8), None, CPU).dtype == torch.uint8
-    assert to_policy(np.zeros((2, 3)), Normalizer((3,), 1, 0.9), CPU).dtype == torch.float32
+    assert to_policy(np.zeros((2, 3)), Normalizer((3,), 0.9), CPU).dtype == torch.float32

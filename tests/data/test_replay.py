@@ -196,7 +196,7 @@ def raw_collector(spec: EnvSpec, num_envs: int) -> Collector:
     envs = ReplayedEnvs(spec.make(num_envs), np.random.default_rng(0), range(1000), reseed_after=10**6)
     return Collector(
         envs=envs,
-        normalizer=Normalizer(envs.obs_space.shape or (), num_envs, GAMMA),
+        normalizer=Normalizer(envs.obs_space.shape or (), GAMMA),
         normalize_obs=spec.normalize_obs,
         normalize_reward=spec.normalize_reward,
         clip_reward=spec.clip_reward,

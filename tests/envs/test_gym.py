@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -109,6 +110,19 @@ def test_a_seed_makes_a_used_environment_as_good_as_new(id: str, gym_spec: Spec)
     used = spec.make(1)
     play(used, 5, 60)
     assert play(used, 7, 60) == play(spec.make(1), 7, 60)
+
+
+def test_gymnasiums_old_model_files_are_not_the_users_trouble_and_an_unstable_simulation_is(
+    gym_spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes a log
+    envs = gym_spec("HalfCheetah-v5").make(2)
+    envs.reset(all_of(2), np.array([0, 1]))
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+    envs._envs[0].unwrapped.data.qvel[:] = 1e12
+    envs.step(np.zeros((2, 6), np.float32))
+    assert "simulation is unstable" in capfd.readouterr().err
 
 
 def test_observations_are_copies_that_later_steps_do_not_change(gym_spec: Spec) -> None:

@@ -129,3 +129,69 @@ def test_the_gradient_of_categorical_log_prob_is_onehot_minus_probabilities() ->
     assert logits.grad is not None
     expected = torch.nn.functional.one_hot(action, 5) - logits.detach().softmax(-1)
     torch.testing.assert_close(logits.grad, expected)
+
+
+# --- divergence -------------------------------------------------------------------------------------------
+
+
+def pairs() -> list[tuple[Distribution, Distribution]]:
+    """Return two distributions of each kind over the same actions, [6] of them."""
+    logits = torch.randn(2, 6, 9, generator=seeded(1))
+    log_std = torch.tensor([[-1.0, 0.0, 0.5], [-0.3, 0.4, 0.0]])
+    return [
+        (Categorical(logits[0]), Categorical(logits[1])),
+        (MultiCategorical(logits[0], SIZES), MultiCategorical(logits[1], SIZES)),
+        (DiagGaussian(logits[0, :, :3], log_std[0]), DiagGaussian(logits[1, :, :3], log_std[1])),
+    ]
+
+
+def test_the_divergence_of_gaussians_is_the_integral_of_its_definition() -> None:
+    p, q = pairs()[2]
+    assert isinstance(p, DiagGaussian)
+    assert isinstance(q, DiagGaussian)
+    x = torch.linspace(-20, 20, 40_001, dtype=torch.float64)
+
+    def log_density(d: DiagGaussian, b: int, i: int) -> Tensor:
+        one = DiagGaussian(d.mean[b, i].double(), d.log_std[b, i].double())
+        return one.log_prob(x[:, None])
+
+    for b in range(6):
+        integral = 0.0
+        for i in range(3):  # independent coordinates: the divergences add up
+            log_p, log_q = log_density(p, b, i), log_density(q, b, i)
+            integral += float(torch.trapezoid(log_p.exp() * (log_p - log_q), x))
+        assert float(p.kl(q)[b]) == pytest.approx(integral, rel=1e-4)
+
+
+def test_the_divergence_of_categoricals_is_the_sum_of_its_definition() -> None:
+    p, q = pairs()[0]
+    expected = torch.zeros(6)
+    for action in range(9):
+        log_p, log_q = (d.log_prob(torch.full((6,), action)) for d in (p, q))
+        expected += log_p.exp() * (log_p - log_q)
+    torch.testing.assert_close(p.kl(q), expected)
+
+
+def test_the_divergence_of_several_choices_is_the_sum_over_all_combinations() -> None:
+    p, q = pairs()[1]
+    expected = torch.zeros(6)
+    for action in torch.cartesian_prod(*(torch.arange(size) for size in SIZES)):
+        log_p, log_q = (d.log_prob(action.expand(6, 3)) for d in (p, q))
+        expected += log_p.exp() * (log_p - log_q)
+    torch.testing.assert_close(p.kl(q), expected)
+
+
+@pytest.mark.parametrize(("p", "q"), pairs(), ids=lambda d: type(d).__name__)
+def test_the_divergence_is_the_mean_log_ratio_of_samples(p: Distribution, q: Distribution) -> None:
+    ratios = torch.stack([p.log_prob(a) - q.log_prob(a) for a in (p.sample(seeded(s)) for s in range(4000))])
+    error = ratios.std(0) / math.sqrt(4000)
+    assert (ratios.mean(0) - p.kl(q)).abs().lt(4 * error).all()
+
+
+@pytest.mark.parametrize(("p", "q"), pairs(), ids=lambda d: type(d).__name__)
+def test_the_divergence_is_zero_from_itself_and_positive_and_another_one_backwards(
+    p: Distribution, q: Distribution
+) -> None:
+    assert torch.equal(p.kl(p), torch.zeros(6))
+    assert (p.kl(q) > 0).all()
+    assert not torch.allclose(p.kl(q), q.kl(p))

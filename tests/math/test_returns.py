@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlrun.math.returns import explained_variance, gae, lambda_returns, next_values
+from rlrun.math.returns import advantages, explained_variance, gae, lambda_returns, next_values
 
 T, B = 23, 5
 
@@ -148,6 +148,19 @@ def test_explained_variance_is_1_for_a_perfect_and_0_for_a_constant_prediction()
 
 def test_explained_variance_of_a_constant_target_is_finite() -> None:
     assert torch.isfinite(explained_variance(torch.randn(8), torch.ones(8)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_advantages_of_a_collectors_batch_go_on_after_the_rollout_and_after_a_cut(seed: int) -> None:
+    batch, last_value = random_rollout(seed), torch.randn(B)
+    batch["final_index"] = batch["truncated"].flatten().nonzero().flatten()
+    final_value = torch.randn(len(batch["final_index"]))
+    next_value = torch.cat([batch["value"][1:], last_value[None]])
+    next_value[batch["truncated"]] = final_value
+    expected = naive_gae(batch | {"next_value": next_value}, 0.99, 0.9)
+    del batch["next_value"]
+    actual = advantages(batch, last_value, final_value, gamma=0.99, gae_lambda=0.9)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- lambda-returns ---------------------------------------------------------------------------------------

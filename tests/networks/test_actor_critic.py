@@ -73,6 +73,17 @@ def test_the_standard_deviation_starts_as_configured_and_does_not_depend_on_the_
     assert torch.equal(policy.log_std, torch.full((5, 2), -0.7))
 
 
+def test_a_distribution_stays_what_it_was_when_the_weights_move(space: Any) -> None:
+    net, obs = network(space), torch.randn(5, 3)
+    with torch.no_grad():
+        policy = net.distribution(obs)
+        action = policy.mode().clone()
+        before = policy.log_prob(action).clone()
+        for p in net.parameters():
+            p.add_(1.0)
+    assert torch.equal(policy.log_prob(action), before)
+
+
 def test_a_shared_torso_is_one_and_is_counted_once() -> None:
     shared, apart = network(spaces.Discrete(4), share_torso=True), network(spaces.Discrete(4))
     assert shared.policy_torso is shared.value_torso

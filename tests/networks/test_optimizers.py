@@ -155,3 +155,21 @@ def test_a_restored_centered_optimizer_goes_on_bit_for_bit(through_disk: Callabl
         undisturbed.step()
         restored.step()
     assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_moments_in_shared_memory_are_the_same_moments(centered: bool) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(5)
+    alone, shared = start.clone().requires_grad_(), start.clone().requires_grad_()
+    optimizers = [optimizer_of(p, centered=centered) for p in (alone, shared)]
+    for step in range(4):
+        if step in (0, 2):  # before the first step and later
+            optimizers[1].share_memory()
+        for p, optimizer in zip((alone, shared), optimizers, strict=True):
+            p.grad = start * step
+            optimizer.step()
+    assert torch.equal(alone, shared)
+    moments = optimizers[1].state[shared]
+    assert moments.keys() == ({"square", "mean"} if centered else {"square"})
+    assert all(moment.is_shared() for moment in moments.values())

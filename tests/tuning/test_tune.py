@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from harness import assert_identical, environment, first_difference, rlrun, start
+from harness import assert_identical, environment, first_difference, rlrun, rlrun_here, start
 
 from rlrun.launch import launch
 from rlrun.run_folder import RunFolder, find_runs
@@ -114,7 +114,7 @@ def test_the_tuned_file_used_as_the_study_says_trains_the_very_same_run(study: P
     assert yaml.safe_load(tuned.read_text())["algo"]["learning_rate"] == best["params"]["algo.learning_rate"]
     assert found["use"] in (study / "said").read_text()
     again = [*found["use"].split()[1:], "seed=2", "eval.every=160", "eval.episodes=2", "eval.final_episodes=3"]
-    used = rlrun(again, study)
+    used = rlrun_here(again, study)
     assert used.returncode == 0, used.stderr
     run = study / "outputs/cartpole/ppo/tuned=ppo_cartpole_best/seed=2"
     assert RunFolder(run).record()["tuned"] == "ppo_cartpole_best"
@@ -125,10 +125,10 @@ def test_the_tuned_file_used_as_the_study_says_trains_the_very_same_run(study: P
 def test_the_same_line_again_says_what_was_found_and_more_trials_extend_it(study: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (study / STUDY).rglob("*.jsonl")}
     first = report(study)
-    again = rlrun(FIRST, study)
+    again = rlrun_here(FIRST, study)
     assert again.returncode == 0
     assert again.stdout == (study / "said").read_text()
-    more = rlrun([*FIRST, "trials=3"], study)
+    more = rlrun_here([*FIRST, "trials=3"], study)
     assert more.returncode == 0, more.stderr
     assert report(study)["trials"][:2] == first["trials"]
     assert len(report(study)["trials"]) == 3
@@ -136,12 +136,13 @@ def test_the_same_line_again_says_what_was_found_and_more_trials_extend_it(study
 
 
 def test_another_definition_under_the_same_name_is_refused_with_the_difference(study: Path) -> None:
-    other = rlrun([*FIRST, "algo.gamma=0.5", "sampler=random"], study)
+    other = rlrun_here([*FIRST, "algo.gamma=0.5", "sampler=random"], study)
     assert other.returncode == 2
     assert "algo.gamma: stored 0.98, asked for 0.5" in other.stderr
     assert "sampler: stored tpe, asked for random" in other.stderr
 
 
+@pytest.mark.slow
 def test_two_jobs_at_a_time_finish_all_trials(tmp_path: Path) -> None:
     done = rlrun([*SMALL, "trials=4", "seeds=1", "confirm=0", "jobs=2"], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -188,7 +189,7 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gets_one_clear_message_and_leaves_nothing_behind(case: str, tmp_path: Path) -> None:
     arguments, expected = BAD_INPUT[case]
-    done = rlrun(["tune", "algo=ppo", *arguments], tmp_path)
+    done = rlrun_here(["tune", "algo=ppo", *arguments], tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
@@ -229,15 +230,15 @@ def test_a_pruned_run_is_shown_as_one_and_resume_ends_it_as_if_it_had_never_been
     assert run.status() == "pruned"
     assert run.result() is None
     assert [step for step, _ in asked] == [256, 384]  # the ends of rollouts after 160 and 320 steps
-    assert "pruned" in rlrun(["ls"], tmp_path).stdout
+    assert "pruned" in rlrun_here(["ls"], tmp_path).stdout
 
     # Killed before it could say so: the search judges again what it was told, and trains no further.
     run.update_record(status="running")
     assert play([*line, "name=pruned"], lambda step, _: step == 384, None).status == "pruned"
     assert (run.status(), run.record()["steps"]) == ("pruned", 384)
 
-    assert rlrun(["resume", str(run.path)], tmp_path).returncode == 0
-    assert rlrun([*line, "name=whole"], tmp_path).returncode == 0
+    assert rlrun_here(["resume", str(run.path)], tmp_path).returncode == 0
+    assert rlrun_here([*line, "name=whole"], tmp_path).returncode == 0
     assert_identical(run.path, Path("outputs/cartpole/ppo/whole/seed=0"))
 
 

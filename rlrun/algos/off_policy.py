@@ -1,0 +1,111 @@
+"""The loop of algorithms that learn from a replay.
+
+    for iteration = 1, 2, ...:
+        act for k steps, at random while the replay is nearly empty, and store them in the replay D
+        n times:
+            draw a minibatch of M steps from D and learn from it
+
+Lin (1992), "Self-improving reactive agents based on reinforcement learning, planning and teaching". M minibatch,
+B environments.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlrun.algos.algorithm import Algorithm, Metrics, check_range
+from rlrun.data.collector import Batch, State
+from rlrun.data.replay import Replay
+from rlrun.errors import UserError
+
+
+@dataclass(kw_only=True, eq=False)
+class OffPolicy(Algorithm):
+    num_envs: int
+    train_every: int
+    num_updates: int
+    batch_size: int
+    buffer_size: int
+    learning_starts: int
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_loop()
+        self.generator = self.setup.seeds.torch(type(self).__name__.lower(), self.setup.device.torch)
+        self.collector = self.setup.make_collector(self.num_envs, raw=True)
+        self.replay = self.make_replay()
+        self._check_buffer_size()
+        self.updates = 0
+
+    @abstractmethod
+    def update(self) -> Metrics:
+        """Learn from one minibatch."""
+
+    @abstractmethod
+    def explore(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
+        """Choose actions [B, ...] as the learner does after the warm-up; otherwise as `act`."""
+
+    def step(self) -> Metrics:
+        self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
+        metrics: Metrics = {}
+        if self.steps >= self.learning_starts and len(self.replay) >= self.batch_size:
+            for _ in range(self.num_updates):
+                metrics = self.update()
+                self.updates += 1
+        return metrics | {"train/n_updates": self.updates}
+
+    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
+        if self.steps < self.learning_starts:
+            return {"action": self.random_actions(len(obs))}, state
+        with self.setup.device.autocast():
+            action, state = self.explore(obs, state, first)
+        return {"action": action.view(-1, *(self.setup.action_space.shape or ()))}, state
+
+    def random_actions(self, count: int) -> Tensor:
+        """Draw [count, *act] uniformly from the action space."""
+        space, device = self.setup.action_space, self.setup.device.torch
+        if isinstance(space, spaces.Discrete):
+            return torch.randint(int(space.n), (count,), generator=self.generator, device=device)
+        assert isinstance(space, spaces.Box)
+        low, high = (torch.from_numpy(bound).to(device, torch.float32) for bound in (space.low, space.high))
+        return torch.lerp(low, high, torch.rand(count, *space.shape, generator=self.generator, device=device))
+
+    def white_noise(self, like: Tensor) -> Tensor:
+        """Draw standard normal noise of the shape of `like`."""
+        return torch.empty_like(like).normal_(generator=self.generator)
+
+    def make_replay(self, n_steps: int = 1, alpha: float | None = None) -> Replay:
+        """Make the replay; n_steps, alpha: see `build._make_replay`."""
+        return self.setup.make_replay(
+            num_envs=self.num_envs,
+            capacity=self.buffer_size,
+            num_steps=self.train_every // self.num_envs,
+            n_steps=n_steps,
+            gamma=self.gamma,
+            alpha=alpha,
+        )
+
+    def _check_loop(self) -> None:
+        for key in ("num_envs", "train_every", "num_updates", "batch_size", "buffer_size"):
+            check_range(f"algo.{key}", getattr(self, key), 1)
+        check_range("algo.learning_starts", self.learning_starts, 0)
+        check_range("algo.gamma", self.gamma, 0, 1)
+        if self.train_every % self.num_envs:
+            nearest = max(1, round(self.train_every / self.num_envs)) * self.num_envs
+            raise UserError(
+                f"algo.train_every={self.train_every} must be a multiple of num_envs = {self.num_envs}: that many "
+                f"agent steps are taken at once; try {nearest}"
+            )
+
+    def _check_buffer_size(self) -> None:
+        """Raise UserError for a replay that could never give a minibatch: nothing would be learned."""
+        if self.buffer_size < self.train_every or self.replay.largest_length < self.batch_size:
+            raise UserError(
+                f"algo.buffer_size={self.buffer_size} must hold the {self.train_every} steps between updates, and a "
+                f"minibatch of {self.batch_size} besides the newest {self.replay.n_steps} steps of each of "
+                f"{self.num_envs} environments, which still wait for their returns: raise it"
+            )

@@ -1,0 +1,73 @@
+"""Policies that keep within the bounds of a Box. B batch, D dimensions of an action."""
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from rlrun.math.distributions import TanhGaussian
+from rlrun.networks.torsos import Torso, orthogonal
+
+
+class ActionBounds(nn.Module):
+    """Where a Box lies, as center and half width of each dimension: [D] both."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        low, high = (bound.astype(np.float64).reshape(-1) for bound in (space.low, space.high))
+        if not (np.isfinite(high - low).all() and (high > low).all()):
+            raise ValueError(
+                f"its actions are squashed between bounds, and {space} has no low < high in each dimension; algo=ppo "
+                "does without bounds"
+            )
+        self.center: Tensor
+        self.scale: Tensor
+        self.register_buffer("center", torch.from_numpy((high + low) / 2).float(), persistent=False)
+        self.register_buffer("scale", torch.from_numpy((high - low) / 2).float(), persistent=False)
+        self.log_volume = float(np.log((high - low) / 2).sum())  # of the box, against that of [-1, 1]^D
+
+    @property
+    def num_dims(self) -> int:
+        return len(self.scale)
+
+    def to_unit(self, action: Tensor) -> Tensor:
+        """action: [B, *act] in the environment's units -> [B, D] in [-1, 1]."""
+        return (action.flatten(1) - self.center) / self.scale
+
+    def from_unit(self, action: Tensor) -> Tensor:
+        """action: [B, D] in [-1, 1] -> [B, D] in the environment's units."""
+        return torch.addcmul(self.center, action, self.scale)
+
+    def add_noise(self, action: Tensor, noise: Tensor) -> Tensor:
+        """Add noise, in half widths, to actions in the environment's units and keep them within bounds: [B, D] all."""
+        noisy = torch.addcmul(action, noise, self.scale)
+        return noisy.clamp(self.center - self.scale, self.center + self.scale)
+
+
+class GaussianActor(nn.Module):
+    """pi(a|s): a Gaussian whose mean and deviation depend on the state, squashed into the bounds."""
+
+    def __init__(self, torso: Torso, space: spaces.Box, log_std_min: float, log_std_max: float) -> None:
+        super().__init__()
+        self.bounds = ActionBounds(space)
+        self.torso, self.log_std_min, self.log_std_max = torso, log_std_min, log_std_max
+        self.head = orthogonal(nn.Linear(torso.out_features, 2 * self.bounds.num_dims), gain=0.01)
+
+    def forward(self, obs: Tensor) -> TanhGaussian:
+        mean, log_std = self.head(self.torso(obs)).float().chunk(2, dim=-1)
+        log_std = log_std.clamp(self.log_std_min, self.log_std_max)
+        return TanhGaussian(mean, log_std, self.bounds.center, self.bounds.scale)
+
+
+class DeterministicActor(nn.Module):
+    """mu(s), within the bounds."""
+
+    def __init__(self, torso: Torso, space: spaces.Box) -> None:
+        super().__init__()
+        self.bounds = ActionBounds(space)
+        self.torso = torso
+        self.head = orthogonal(nn.Linear(torso.out_features, self.bounds.num_dims), gain=0.01)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs: [B, *obs] -> [B, D] float32 in the environment's units."""
+        return self.bounds.from_unit(self.head(self.torso(obs)).float().tanh())

@@ -1,0 +1,35 @@
+"""Networks that hold still: targets that values are bootstrapped from, and what only passes gradients on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def make_target(net: Module) -> Module:
+    """Return a copy that no gradient goes into."""
+    return deepcopy(net).requires_grad_(False)
+
+
+@torch.no_grad()
+def polyak_update(target: nn.Module, net: nn.Module, tau: float) -> None:
+    """Move the target's weights towards the network's: target = tau net + (1 - tau) target.
+
+    Lillicrap et al. (2016), "Continuous control with deep reinforcement learning", arXiv:1509.02971, Section 3.
+    """
+    torch._foreach_lerp_(list(target.parameters()), list(net.parameters()), tau)
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """Run the block with the network's weights as constants: gradients go through it and not into it."""
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        net.requires_grad_(True)
