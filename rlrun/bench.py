@@ -325,7 +325,7 @@ def marked(function: Callable[..., Any], part: str, mark: Callable[[str], Abstra
 
 
 def marks_policy(collect: Callable[..., Any], mark: Callable[[str], AbstractContextManager[Any]]) -> Any:
-    """Wrap a collector's `collect`, or `collect_episodes`, so that the policy it is given counts as a part of its own."""
+    """Wrap a collector's `collect` or `collect_episodes`: the policy that it is given counts as a part of its own."""
 
     def wrapper(policy: Callable[..., Any], number: int) -> Any:
         with mark("storing, statistics"):

@@ -33,6 +33,8 @@ Set
   algo.learning_rate=1e-3         any number of the algorithm (--cfg job shows all of them)
   algo.num_envs=8  algo.gamma=0.99
   env.repeat_action_probability=0.25
+  env.potential=MODULE.FUNCTION   shape the learner's rewards by a potential of the observation
+  init_from=RUN                   begin with the weights of a stored run's policy; init_checkpoint=last|best|STEP
   eval.every=  eval.episodes=  log.every=  checkpoint.every=  checkpoint.keep=    cadences, in steps
   log.trackers=[wandb,mlflow]     the same numbers there, too: wandb.project=  mlflow.tracking_uri=
   stop.at_return=475  stop.after_time=2h    end early, cleanly
@@ -47,6 +49,7 @@ Examples
   rlrun algo=ppo env=breakout seed=1 total_steps=1e6
   rlrun -m algo=ppo,a2c env=cartpole,acrobot "seed=range(5)"
   rlrun algo=scripted env=cartpole algo.script=my_module.my_policy
+  rlrun algo=bc env=cartpole algo.expert=outputs/cartpole/ppo/default/seed=0
   rlrun algo=ppo env=gym env.id=MountainCar-v0 algo.num_envs=16
   rlrun resume outputs/cartpole/ppo/default/seed=0 total_steps=200_000
 

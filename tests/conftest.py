@@ -1,9 +1,13 @@
 """Shared fixtures: each returns a factory, so that a test states only what it is about."""
 
 import io
+import os
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
+import hydra
 import pytest
 import torch
 
@@ -23,15 +27,19 @@ def one_thread() -> None:
 @pytest.fixture
 def compose() -> Callable[..., dict[str, Any]]:
     """Return the function from overrides to the validated configuration, as a command line gives it."""
-    from hydra import compose, initialize_config_dir
-
     register_resolvers()
 
     def composed(*overrides: str) -> dict[str, Any]:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            return validate(resolved(compose("config", list(overrides))))
+        return deepcopy(_composed(overrides, os.environ.get("RLRUN_CONFIG_DIR")))
 
     return composed
+
+
+@cache
+def _composed(overrides: tuple[str, ...], config_dir: str | None) -> dict[str, Any]:
+    """Compose once what several tests begin with: it takes a tenth of a second. `config_dir` is looked at, too."""
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return validate(resolved(hydra.compose("config", list(overrides))))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from harness import rlrun_here
+from harness import rlrun, rlrun_here
 
 from rlrun import bench
 from rlrun.build import build_agent
@@ -40,7 +40,7 @@ def test_json_holds_the_numbers_with_machine_versions_and_threads(tmp_path: Path
 
 def test_breakouts_time_is_split_between_games_network_and_update(tmp_path: Path) -> None:
     small = ["algo.num_envs=2", "algo.num_steps=8", "algo.batch_size=16"]
-    done = rlrun_here(["bench", "algo=ppo", "env=breakout", *small, *QUICK, "json=b.json"], tmp_path)
+    done = rlrun(["bench", "algo=ppo", "env=breakout", *small, *QUICK, "json=b.json"], tmp_path)
     assert done.returncode == 0, done.stderr
     shares = json.loads((tmp_path / "b.json").read_text())["time_share"]
     assert min(shares[part] for part in ("environment steps", "policy", "update")) > 0.02

@@ -37,6 +37,9 @@ def dispatch(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return cli.dispatch(arguments)
 
 
+# Tuned files that are asked for by name, and an environment that they are for.
+PRESETS = {"dqn_nature": "breakout", "dqn_dopamine": "breakout", "reinforce_geron": "cartpole"}
+
 # --- Everything that can be chosen ----------------------------------------------------------------------
 
 
@@ -64,7 +67,7 @@ def test_every_other_option_composes_and_validates(group: str, compose: Compose)
 def test_every_tuned_file_sets_only_keys_that_exist(tuned: str, compose: Compose) -> None:
     algo = max((name for name in options("algo") if tuned.startswith(f"{name}_")), key=len)
     env = tuned.removeprefix(f"{algo}_")
-    env = env if env in options("env") else "breakout"  # a preset: dqn_nature
+    env = env if env in options("env") else PRESETS[tuned]
     composed = compose(f"algo={algo}", f"env={env}", f"tuned={tuned}", *NEEDED.get(env, []))
     content: dict[str, Any] = {}
     for name in reversed(config.lineage("tuned", tuned)):

@@ -44,6 +44,7 @@ REPLAY = [
     "algo.train_every=8",
 ]
 TINY = ["env=cartpole", "total_steps=4500", "network.hidden=[16]"]
+TINY_PENDULUM = ["env=pendulum", "total_steps=4500", "network.hidden=[16]"]
 FRAMES = [*ENVS["breakout"], "total_steps=2400", "env.image_size=36", "network.channels=[8,8,8]", "network.hidden=16"]
 VALUE_BASED = {
     "dqn": ["algo=dqn", *TINY, *REPLAY, "env.normalize_obs=true", "algo.epsilon_end=0.3"],
@@ -52,6 +53,7 @@ VALUE_BASED = {
     "pqn": ["algo=pqn", *TINY, "algo.num_envs=4", "algo.num_steps=8", "algo.batch_size=16"],
 }
 
+NO_RETURNS = [option for option in REPLAY if "n_steps" not in option]
 POTENTIALS = "rlrun.envs.potentials"
 SMALL_ROLLOUT = ["tuned=none", "algo.num_envs=2", "algo.num_steps=50", "algo.batch_size=50", "algo.num_epochs=2"]
 POLICY_SEARCH = {
@@ -61,6 +63,10 @@ POLICY_SEARCH = {
     "actor_critic": ["algo=actor_critic", *ENVS["pendulum"], "total_steps=4500", "algo.discount_updates=true"],
     "bc": ["algo=bc", *ENVS["pendulum"], "total_steps=4500", *SMALL_ROLLOUT, "algo.beta=0.5", "algo.eval_greedy=false"],
     "a potential": [*ALGOS["ppo"], "env=mountaincar", "total_steps=4500", f"env.potential={POTENTIALS}.mountaincar"],
+    "sac": ["algo=sac", *TINY_PENDULUM, *NO_RETURNS, "algo.noise_correlation=0.8", "env.normalize_obs=true"],
+    "sac, discrete": ["algo=sac", *TINY, *NO_RETURNS, "algo.num_envs=2"],
+    "td3": ["algo=td3", *TINY_PENDULUM, *NO_RETURNS, "algo.num_envs=2", "algo.num_updates=3"],
+    "ddpg": ["algo=ddpg", *TINY_PENDULUM, *NO_RETURNS, "env.normalize_reward=true"],
     "trpo on frames": ["algo=trpo", *FRAMES, *SMALL_ROLLOUT, "algo.num_cg_iterations=5"],
 }
 

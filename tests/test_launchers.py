@@ -74,8 +74,9 @@ def test_a_killed_worker_takes_no_other_along(joblib: Make) -> None:
 
 
 def test_workers_do_not_hear_the_terminals_ctrl_c(joblib: Make) -> None:
+    before = signal.getsignal(signal.SIGINT)
     assert not result(joblib(1), "hears Ctrl-C").result()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_cores_are_shared_out(joblib: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ PASS_LINES = [
     ("actor_critic", "cartpole", 475),  # 150k steps
     ("ppo", "pendulum", -250),  # 100k steps
     ("ppo", "mountaincar_continuous", 85),  # 20k steps
+    ("sac", "pendulum", -200),  # 20k steps
+    ("td3", "pendulum", -200),  # 20k steps
+    ("sac", "mountaincar_continuous", 90),  # 20k steps
     # The optima are 0.74 and 7.93; a hundred episodes tell them to 0.04 and 0.26.
     ("q_learning", "frozenlake", 0.65),  # 50k steps
     ("q_learning", "taxi", 7.4),  # 200k steps

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import killed_inside, rlrun, rlrun_here, the_run
+from harness import killed_inside, rlrun_here, the_run
 
 from rlrun.build import build_agent, check_room, estimate
 from rlrun.errors import UserError
@@ -20,18 +20,18 @@ SHORT = [
 
 
 def test_a_finished_run_leaves_no_replay_and_says_so_when_it_is_to_be_extended(tmp_path: Path) -> None:
-    assert rlrun(SHORT, tmp_path).returncode == 0
+    assert rlrun_here(SHORT, tmp_path).returncode == 0
     run = the_run(tmp_path)
     assert not (run / "replay").exists()
     before = {name: (run / name).read_bytes() for name in ("result.json", "run.json", "config.yaml", "metrics.jsonl")}
 
-    refused = rlrun(["resume", str(run), "total_steps=600"], tmp_path)
+    refused = rlrun_here(["resume", str(run), "total_steps=600"], tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.count("error:") == 1
     assert "checkpoint.keep_replay=true" in refused.stderr
     assert {name: (run / name).read_bytes() for name in before} == before  # its result is still one
 
-    assert rlrun(["eval", str(run), "episodes=1"], tmp_path).returncode == 0  # to play it takes no replay
+    assert rlrun_here(["eval", str(run), "episodes=1"], tmp_path).returncode == 0  # to play it takes no replay
 
 
 def contents(run: Path) -> dict[str, bytes]:

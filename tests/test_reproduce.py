@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from harness import killed_inside, rlrun_here, rows, the_run
+from harness import killed_inside, rlrun, rlrun_here, rows, the_run
 
 from rlrun.checkpoint import Checkpoints
 from rlrun.errors import UserError
@@ -28,7 +28,7 @@ SHORT = [
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stored")
-    done = rlrun_here(SHORT, folder)
+    done = rlrun(SHORT, folder)
     assert done.returncode == 0, done.stderr
     return the_run(folder)
 

@@ -61,7 +61,7 @@ class Worker(Stateful):
 
     def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
         with self.device.autocast():
-            return self.net.act(obs, self.generator), state
+            return self.net.step(obs, state, first, self.generator)
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Report:
 @dataclass(kw_only=True, eq=False)
 class A3C(Algorithm):
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+    recurrent: ClassVar[bool] = True
     transient: ClassVar[frozenset[str]] = Algorithm.transient | {"processes", "rollouts", "updates"}
 
     num_workers: int
@@ -115,11 +116,8 @@ class A3C(Algorithm):
             self.setup.collectors.append(self.collector)
 
     def make_net(self) -> ActorCritic:
-        setup = self.setup
-        net = ActorCritic(
-            setup.make_torso, setup.action_space, share_torso=self.share_torso, log_std_init=self.log_std_init
-        )
-        return setup.device.place(net)
+        net = self.setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
+        return self.setup.device.place(net)
 
     def make_worker(self, name: str) -> Worker:
         setup = self.setup
@@ -136,7 +134,7 @@ class A3C(Algorithm):
     def update(self, worker: Worker) -> Metrics:
         """Let a worker finish a rollout and move theta by its gradient."""
         batch = self.batch = worker.collector.collect(worker.policy, self.num_steps)
-        loss, metrics = self.loss(worker.net, batch)
+        loss, metrics = self.loss(worker, batch)
         worker.net.zero_grad()
         loss.backward()
         clip_gradients(worker.net, self.max_grad_norm)
@@ -145,20 +143,22 @@ class A3C(Algorithm):
         self.optimizer.step()
         return metrics
 
-    def loss(self, net: ActorCritic, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, worker: Worker, batch: Batch) -> tuple[Tensor, Metrics]:
         """Return the loss of a rollout at theta', and its parts."""
+        net = worker.net
         with torch.no_grad(), self.setup.device.autocast():
-            last_value, final_value = net.value(batch["next_obs"]), net.value(batch["final_obs"])
+            last_value, final_value = net.bootstrap_values(batch, worker.collector.policy_state)
         advantage = advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=1.0)  # R_t - V(s_t)
         target = advantage + batch["value"]
+        data = net.samples(batch, {"action": batch["action"], "advantage": advantage, "target": target})
         with self.setup.device.autocast():
-            policy, value = net(batch["obs"].flatten(0, 1))
+            policy, value = net.unroll(data)
         loss, parts = actor_critic_loss(
             policy,
             value,
-            batch["action"].flatten(0, 1),
-            advantage.flatten(),
-            target.flatten(),
+            data["action"],
+            data["advantage"],
+            data["target"],
             entropy_coef=self.entropy_coef,
             value_coef=self.value_coef,
         )
@@ -252,7 +252,7 @@ class A3C(Algorithm):
 
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():
-            policy = self.net.distribution(obs)
+            policy, state = self.net.policy(obs, state, first)
         return policy.mode() if self.eval_greedy else policy.sample(), state
 
     def warm_start(self, state: dict[str, Any]) -> None:

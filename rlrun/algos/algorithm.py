@@ -81,6 +81,12 @@ class Algorithm(Stateful, ABC):
         """The part of the run that is done, in [0, 1], for schedules."""
         return min(self.steps / self.setup.total_steps, 1.0)
 
+    @property
+    def num_actions(self) -> int:
+        """How many actions there are, of an algorithm whose spaces are Discrete."""
+        assert isinstance(self.setup.action_space, spaces.Discrete)
+        return int(self.setup.action_space.n)
+
     @abstractmethod
     def step(self) -> Metrics:
         """Do one iteration and return numbers worth logging, under Stable-Baselines3's names."""

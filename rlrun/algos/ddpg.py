@@ -32,6 +32,7 @@ from rlrun.networks.target import frozen, make_target, polyak_update
 
 @dataclass(kw_only=True, eq=False)
 class DDPG(OffPolicy):
+    draws: ClassVar[str] = "ddpg"
     action_spaces: ClassVar[tuple[str, ...]] = ("Box",)
     num_critics: ClassVar[int] = 1
 
@@ -84,10 +85,13 @@ class DDPG(OffPolicy):
         polyak_update(self.target_critics, self.critics, self.tau)
         polyak_update(self.target_actor, self.actor, self.tau)
 
-    def explore(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
-        action = self.actor(obs)
+    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
+        if self.warming_up:
+            return {"action": self.random_actions(len(obs), self.generator)}, state
+        with self.setup.device.autocast():
+            action = self.actor(obs)
         noise = ornstein_uhlenbeck(state, self.white_noise(action), first, self.noise_correlation)
-        return self.actor.bounds.add_noise(action, self.exploration_noise * noise), noise
+        return {"action": self.in_space(self.actor.bounds.add_noise(action, self.exploration_noise * noise))}, noise
 
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():

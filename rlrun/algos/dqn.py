@@ -20,39 +20,33 @@ C51, QR-DQN and IQN extend this class by what they predict; Rainbow is C51 with 
 A actions, Z numbers for each action (here 1).
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, set_learning_rate
+from rlrun.algos.algorithm import Metrics, check_range, descend, set_learning_rate
+from rlrun.algos.off_policy import OffPolicy
 from rlrun.data.collector import Batch, State
 from rlrun.data.prioritized import PrioritizedReplay
-from rlrun.errors import UserError
+from rlrun.data.replay import Replay
 from rlrun.math.schedules import crossed, linear
 from rlrun.networks.noisy import quiet, resample
 from rlrun.networks.optimizers import RMSpropTF, make_adam
 from rlrun.networks.q_network import QNetwork
+from rlrun.networks.target import make_target
 
 
 @dataclass(kw_only=True, eq=False)
-class DQN(Algorithm):
+class DQN(OffPolicy):
+    draws: ClassVar[str] = "dqn"
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete",)
 
-    num_envs: int
-    train_every: int
-    num_updates: int
-    batch_size: int
-    buffer_size: int
-    learning_starts: int
     learning_rate: float
     learning_rate_end: float | None
     optimizer_name: Literal["adam", "rmsprop_centered"]
     optimizer_eps: float
-    gamma: float
     target_every: int
     loss_name: Literal["huber", "mse"]
     max_grad_norm: float | None
@@ -68,24 +62,14 @@ class DQN(Algorithm):
     noisy_sigma: float | None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self._check()
-        setup = self.setup
-        self.generator = setup.seeds.torch("dqn", setup.device.torch)
-        self.net = setup.device.place(self.make_network())
-        self.target_net = deepcopy(self.net).requires_grad_(False)
+        super().__post_init__()
+        self.net = self.setup.device.place(self.make_network())
+        self.target_net = make_target(self.net)
         self.optimizer = self.make_optimizer()
-        self.collector = setup.make_collector(self.num_envs, raw=True)
-        self.replay = setup.make_replay(
-            num_envs=self.num_envs,
-            capacity=self.buffer_size,
-            num_steps=self.train_every // self.num_envs,
-            n_steps=self.n_steps,
-            gamma=self.gamma,
-            alpha=self.priority_alpha,
-        )
-        self._check_buffer_size()
-        self.updates = 0
+
+    def make_replay(self) -> Replay:
+        return self.replay_of_returns(self.n_steps, self.priority_alpha)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         weights = self.net.parameters()
@@ -133,31 +117,23 @@ class DQN(Algorithm):
 
     def step(self) -> Metrics:
         before = self.steps
-        self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
-        metrics: Metrics = {"rollout/exploration_rate": self.epsilon()}
-        if self.steps >= self.learning_starts and len(self.replay) >= self.batch_size:
-            if self.learning_rate_end is not None:
-                set_learning_rate(self.optimizer, linear(self.learning_rate, self.learning_rate_end, self.progress))
-            for _ in range(self.num_updates):
-                metrics |= self.update()
+        metrics = super().step()
         if crossed(self.target_every, before, self.steps):
             self.target_net.load_state_dict(self.net.state_dict())
-        return metrics | {"train/n_updates": self.updates}
+        return metrics | {"rollout/exploration_rate": self.epsilon()}
 
     def update(self) -> Metrics:
         """Draw a minibatch and step down the gradient of its loss."""
+        if self.learning_rate_end is not None:
+            set_learning_rate(self.optimizer, linear(self.learning_rate, self.learning_rate_end, self.progress))
         self.batch = self.sample()
         self.draw_noise(self.net, self.target_net)
         with self.setup.device.autocast():
             losses, surprise, q_value = self.losses(self.batch)
         loss = (losses * self.batch["weight"]).mean() if "weight" in self.batch else losses.mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip_gradients(self.net, self.max_grad_norm)
-        self.optimizer.step()
+        descend(loss, self.net, self.optimizer, self.max_grad_norm)
         if isinstance(self.replay, PrioritizedReplay):
             self.replay.update(self.batch["place"], surprise)
-        self.updates += 1
         return {"train/loss": loss.detach(), "train/q_value": q_value.detach()}
 
     def sample(self) -> Batch:
@@ -187,7 +163,7 @@ class DQN(Algorithm):
 
     def epsilon(self) -> float:
         """Return the probability of a random action now."""
-        if self.steps < self.learning_starts:
+        if self.warming_up:
             return 1.0
         return linear(self.epsilon_start, self.epsilon_end, self.steps / max(self.epsilon_steps, 1))
 
@@ -199,38 +175,14 @@ class DQN(Algorithm):
     def coins(self, count: int, probability: float, generator: torch.Generator | None) -> Tensor:
         return torch.rand(count, generator=generator, device=self.setup.device.torch) < probability
 
-    def random_actions(self, count: int, generator: torch.Generator | None) -> Tensor:
-        return torch.randint(self.num_actions, (count,), generator=generator, device=self.setup.device.torch)
-
-    @property
-    def num_actions(self) -> int:
-        assert isinstance(self.setup.action_space, spaces.Discrete)
-        return int(self.setup.action_space.n)
-
     def acting_networks(self) -> dict[str, nn.Module]:
         return {"net": self.net}
 
     def _check(self) -> None:
-        for key in ("num_envs", "train_every", "num_updates", "batch_size", "buffer_size", "target_every", "n_steps"):
+        for key in ("target_every", "n_steps"):
             check_range(f"algo.{key}", getattr(self, key), 1)
-        for key in ("learning_starts", "learning_rate", "learning_rate_end", "optimizer_eps", "epsilon_steps"):
+        for key in ("learning_rate", "learning_rate_end", "optimizer_eps", "epsilon_steps", "max_grad_norm"):
             check_range(f"algo.{key}", getattr(self, key), 0)
-        for key in ("gamma", "epsilon_start", "epsilon_end", "eval_epsilon", "priority_alpha", "priority_beta"):
+        for key in ("epsilon_start", "epsilon_end", "eval_epsilon", "priority_alpha", "priority_beta"):
             check_range(f"algo.{key}", getattr(self, key), 0, 1)
-        check_range("algo.max_grad_norm", self.max_grad_norm, 0)
         check_range("algo.noisy_sigma", self.noisy_sigma, 0)
-        if self.train_every % self.num_envs:
-            nearest = max(1, round(self.train_every / self.num_envs)) * self.num_envs
-            raise UserError(
-                f"algo.train_every={self.train_every} must be a multiple of num_envs = {self.num_envs}: that many "
-                f"agent steps are taken at once; try {nearest}"
-            )
-
-    def _check_buffer_size(self) -> None:
-        """Raise UserError for a replay that could never give a minibatch: nothing would be learned."""
-        if self.buffer_size < self.train_every or self.replay.largest_length < self.batch_size:
-            raise UserError(
-                f"algo.buffer_size={self.buffer_size} must hold the {self.train_every} steps between updates, and a "
-                f"minibatch of {self.batch_size} besides the newest {self.n_steps} steps of each of "
-                f"{self.num_envs} environments, which still wait for their returns: raise it"
-            )

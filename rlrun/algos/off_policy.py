@@ -11,6 +11,7 @@ B environments.
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from gymnasium import spaces
@@ -24,6 +25,8 @@ from rlrun.errors import UserError
 
 @dataclass(kw_only=True, eq=False)
 class OffPolicy(Algorithm):
+    draws: ClassVar[str]  # the name of the random generator
+
     num_envs: int
     train_every: int
     num_updates: int
@@ -35,51 +38,55 @@ class OffPolicy(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_loop()
-        self.generator = self.setup.seeds.torch(type(self).__name__.lower(), self.setup.device.torch)
+        self.generator = self.setup.seeds.torch(self.draws, self.setup.device.torch)
         self.collector = self.setup.make_collector(self.num_envs, raw=True)
         self.replay = self.make_replay()
         self._check_buffer_size()
-        self.updates = 0
+        self.updates = 0  # minibatches learned from
 
     @abstractmethod
     def update(self) -> Metrics:
         """Learn from one minibatch."""
 
     @abstractmethod
-    def explore(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
-        """Choose actions [B, ...] as the learner does after the warm-up; otherwise as `act`."""
+    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
+        """Choose actions [B, *act] as the learner does: at random while `warming_up`; otherwise as `act`."""
 
     def step(self) -> Metrics:
         self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
         metrics: Metrics = {}
-        if self.steps >= self.learning_starts and len(self.replay) >= self.batch_size:
+        if not self.warming_up and len(self.replay) >= self.batch_size:
             for _ in range(self.num_updates):
                 metrics = self.update()
                 self.updates += 1
         return metrics | {"train/n_updates": self.updates}
 
-    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
-        if self.steps < self.learning_starts:
-            return {"action": self.random_actions(len(obs))}, state
-        with self.setup.device.autocast():
-            action, state = self.explore(obs, state, first)
-        return {"action": action.view(-1, *(self.setup.action_space.shape or ()))}, state
+    @property
+    def warming_up(self) -> bool:
+        return self.steps < self.learning_starts
 
-    def random_actions(self, count: int) -> Tensor:
+    def random_actions(self, count: int, generator: torch.Generator | None) -> Tensor:
         """Draw [count, *act] uniformly from the action space."""
         space, device = self.setup.action_space, self.setup.device.torch
         if isinstance(space, spaces.Discrete):
-            return torch.randint(int(space.n), (count,), generator=self.generator, device=device)
+            return torch.randint(int(space.n), (count,), generator=generator, device=device)
         assert isinstance(space, spaces.Box)
         low, high = (torch.from_numpy(bound).to(device, torch.float32) for bound in (space.low, space.high))
-        return torch.lerp(low, high, torch.rand(count, *space.shape, generator=self.generator, device=device))
+        return torch.lerp(low, high, torch.rand(count, *space.shape, generator=generator, device=device))
+
+    def in_space(self, action: Tensor) -> Tensor:
+        """action: [B, D] -> [B, *act], the form of the action space."""
+        return action.view(-1, *(self.setup.action_space.shape or ()))
 
     def white_noise(self, like: Tensor) -> Tensor:
         """Draw standard normal noise of the shape of `like`."""
         return torch.empty_like(like).normal_(generator=self.generator)
 
-    def make_replay(self, n_steps: int = 1, alpha: float | None = None) -> Replay:
-        """Make the replay; n_steps, alpha: see `build._make_replay`."""
+    def make_replay(self) -> Replay:
+        return self.replay_of_returns(n_steps=1, alpha=None)
+
+    def replay_of_returns(self, n_steps: int, alpha: float | None) -> Replay:
+        """Make a replay of n-step returns, prioritized with exponent alpha unless that is None."""
         return self.setup.make_replay(
             num_envs=self.num_envs,
             capacity=self.buffer_size,

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from rlrun.algos.algorithm import (
@@ -132,11 +131,6 @@ class PQN(Algorithm):
 
     def epsilon(self) -> float:
         return linear(self.epsilon_start, self.epsilon_end, self.progress / max(self.epsilon_fraction, 1e-9))
-
-    @property
-    def num_actions(self) -> int:
-        assert isinstance(self.setup.action_space, spaces.Discrete)
-        return int(self.setup.action_space.n)
 
     def stored_steps(self) -> int:
         return self.num_envs * self.num_steps

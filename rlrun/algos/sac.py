@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from rlrun.algos.algorithm import Metrics, check_range, descend
 from rlrun.algos.off_policy import OffPolicy
-from rlrun.data.collector import State
+from rlrun.data.collector import Batch, State
 from rlrun.errors import UserError
 from rlrun.math.distributions import Categorical
 from rlrun.math.noise import ornstein_uhlenbeck
@@ -38,6 +38,7 @@ from rlrun.networks.target import frozen, make_target, polyak_update
 
 @dataclass(kw_only=True, eq=False)
 class SAC(OffPolicy):
+    draws: ClassVar[str] = "sac"
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "Box")
 
     tau: float
@@ -77,31 +78,30 @@ class SAC(OffPolicy):
         return DiscreteCritics(setup.make_torso, self.num_actions, num_critics=2)
 
     def update(self) -> Metrics:
-        batch = self.batch = self.replay.sample(self.batch_size)
+        self.batch = self.replay.sample(self.batch_size)
+        metrics = self.update_critics(self.batch) | self.update_actor(self.batch)
+        polyak_update(self.target_critics, self.critics, self.tau)
+        return metrics
+
+    def update_critics(self, batch: Batch) -> Metrics:
         with torch.no_grad():
             next_value, _ = self.soft_value(self.target_critics, batch["next_obs"])
             target = batch["reward"] + batch["discount"] * next_value
         q = self.q_values(batch["obs"], batch["action"])
-        critic_loss = 0.5 * (q - target).square().mean(1).sum()
-        descend(critic_loss, self.critics, self.critic_optimizer, max_grad_norm=None)
+        loss = 0.5 * (q - target).square().mean(1).sum()
+        descend(loss, self.critics, self.critic_optimizer, max_grad_norm=None)
+        return {"train/loss": loss.detach(), "train/critic_loss": loss.detach(), "train/q_value": q.detach().mean()}
 
+    def update_actor(self, batch: Batch) -> Metrics:
+        """Step up the gradient of V(s) by the policy's weights, and let alpha follow from how random it is."""
         with frozen(self.critics):
             value, entropy = self.soft_value(self.critics, batch["obs"])
-        actor_loss = -value.mean()
-        descend(actor_loss, self.actor, self.actor_optimizer, max_grad_norm=None)
-
-        alpha = self.log_alpha.detach().exp()
+        loss, entropy = -value.mean(), entropy.detach().mean()
+        descend(loss, self.actor, self.actor_optimizer, max_grad_norm=None)
         if self.auto_alpha:
-            self.update_alpha(entropy.detach().mean())
-        polyak_update(self.target_critics, self.critics, self.tau)
-        return {
-            "train/loss": critic_loss.detach(),
-            "train/critic_loss": critic_loss.detach(),
-            "train/actor_loss": actor_loss.detach(),
-            "train/q_value": q.detach().mean(),
-            "train/entropy": entropy.detach().mean(),
-            "train/ent_coef": alpha,
-        }
+            self.update_alpha(entropy)
+        alpha = self.log_alpha.detach().exp()
+        return {"train/actor_loss": loss.detach(), "train/entropy": entropy, "train/ent_coef": alpha}
 
     def soft_value(self, critics: nn.Module, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Return V(s) and the policy's entropy, [M] both: exact for discrete actions, else from one that is drawn.
@@ -141,21 +141,19 @@ class SAC(OffPolicy):
             return self.actor.bounds.log_volume - self.actor.bounds.num_dims
         return self.target_entropy_fraction * math.log(self.num_actions)
 
-    def explore(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
-        policy = self.actor(obs)
+    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
+        if self.warming_up:
+            return {"action": self.random_actions(len(obs), self.generator)}, state
+        with self.setup.device.autocast():
+            policy = self.actor(obs)
         if isinstance(policy, Categorical):
-            return policy.sample(self.generator), state
+            return {"action": policy.sample(self.generator)}, state
         noise = ornstein_uhlenbeck(state, self.white_noise(policy.mean), first, self.noise_correlation)
-        return policy.sample(noise), noise
+        return {"action": self.in_space(policy.sample(noise))}, noise
 
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():
             return self.actor(obs).mode(), state
-
-    @property
-    def num_actions(self) -> int:
-        assert isinstance(self.setup.action_space, spaces.Discrete)
-        return int(self.setup.action_space.n)
 
     def acting_networks(self) -> dict[str, nn.Module]:
         return {"actor": self.actor}

@@ -24,6 +24,7 @@ from rlrun.algos.ddpg import DDPG
 
 @dataclass(kw_only=True, eq=False)
 class TD3(DDPG):
+    draws: ClassVar[str] = "td3"
     num_critics: ClassVar[int] = 2
 
     policy_every: int

@@ -21,7 +21,8 @@ def actor_critic_loss(
     error of V(s). Means over the steps, as in Baselines' a2c, where the paper has sums: so a learning rate does not
     depend on how many there are.
 
-    policy and value: [N], to be differentiated; action: [N, *act]; advantage, target: [N], given numbers.
+    policy and value: [N], to be differentiated; action: [N, *act]; advantage, target: [N], given numbers. Sequences,
+    [B, T] in the place of [N], do as well.
     """
     policy_loss = -(policy.log_prob(action) * advantage).mean()
     value_loss = (target - value).square().mean()

@@ -15,11 +15,12 @@ from rlrun.build import Agent
 from rlrun.errors import UserError
 
 MakeAgent = Callable[..., Agent]
+LSTM = ("network=lstm", "network.hidden=[16]", "network.lstm_size=8")
 SMALL = ("tuned=none", "algo=a3c", "network.hidden=[16]", "algo.num_workers=3")
 
 
-def make_a3c(make_agent: MakeAgent, *overrides: str, env: str = "cartpole") -> A3C:
-    algorithm = make_agent(*SMALL, f"env={env}", *overrides).algorithm
+def make_a3c(make_agent: MakeAgent, *overrides: str) -> A3C:
+    algorithm = make_agent(*SMALL, "env=cartpole", *overrides).algorithm
     assert isinstance(algorithm, A3C)
     return algorithm
 
@@ -78,8 +79,8 @@ def test_durations_have_mean_1_and_the_given_deviation(make_agent: MakeAgent) ->
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("env=cartpole", "env.max_episode_steps=4"),
-        ("env=cartpole", "algo.num_envs=2", "algo.entropy_coef=0.1", "algo.value_coef=0.25", "algo.share_torso=true"),
+        ("env.max_episode_steps=4",),
+        ("algo.num_envs=2", "algo.entropy_coef=0.1", "algo.value_coef=0.25", "algo.share_torso=true"),
         ("env=pendulum", "algo.entropy_coef=0.1"),
     ],
 )
@@ -87,9 +88,8 @@ def test_an_event_moves_theta_by_the_gradient_at_the_stale_copy(
     overrides: tuple[str, ...], make_agent: MakeAgent
 ) -> None:
     """RMSProp by hand, of a gradient by hand, at parameters that the network no longer has."""
-    env = overrides[0].removeprefix("env=")
     options = ("algo.num_steps=6", "algo.max_grad_norm=null", "algo.gamma=0.9", "algo.rmsprop_alpha=0.8")
-    a3c, twin = (make_a3c(make_agent, *options, *overrides[1:], env=env) for _ in range(2))
+    a3c, twin = (make_a3c(make_agent, *options, *overrides) for _ in range(2))
     for agent in (a3c, twin):
         for _ in range(7):
             agent.step()
@@ -125,8 +125,15 @@ def test_only_the_worker_of_the_event_gets_a_new_copy(make_agent: MakeAgent) -> 
             assert all(torch.equal(a, b) for a, b in zip(weights(other.net), now, strict=True))
 
 
-def test_a_single_worker_is_a2c(make_agent: MakeAgent) -> None:
-    numbers = ("algo.learning_rate=1e-3", "algo.entropy_coef=0.01", "algo.value_coef=0.5", "algo.learning_rate_end=0")
+@pytest.mark.parametrize("network", [(), LSTM])
+def test_a_single_worker_is_a2c(network: tuple[str, ...], make_agent: MakeAgent) -> None:
+    numbers = (
+        *network,
+        "algo.learning_rate=1e-3",
+        "algo.entropy_coef=0.01",
+        "algo.value_coef=0.5",
+        "algo.learning_rate_end=0",
+    )
     a3c = make_a3c(make_agent, "algo.num_workers=1", "algo.num_envs=2", "total_steps=300", *numbers)
     a2c = make_agent(
         "tuned=none", "algo=a2c", "env=cartpole", "network.hidden=[16]", "algo.num_envs=2", "total_steps=300", *numbers
@@ -177,12 +184,12 @@ def test_a_warm_start_reaches_the_copies_too(make_agent: MakeAgent) -> None:
         assert all(torch.equal(a, b) for a, b in zip(weights(net), weights(source.net), strict=True))
 
 
-@pytest.mark.parametrize("env", ["cartpole", "pendulum"])
+@pytest.mark.parametrize("options", [("env=cartpole",), ("env=pendulum",), ("env=cartpole", *LSTM)])
 def test_a_restored_a3c_goes_on_bit_for_bit(
-    env: str, make_agent: MakeAgent, through_disk: Callable[[Any], Any]
+    options: tuple[str, ...], make_agent: MakeAgent, through_disk: Callable[[Any], Any]
 ) -> None:
     def make(seed: int) -> A3C:
-        return make_a3c(make_agent, f"seed={seed}", "env.max_episode_steps=9", env=env)
+        return make_a3c(make_agent, f"seed={seed}", "env.max_episode_steps=9", *options)
 
     def go_on(a3c: A3C) -> list[Any]:
         metrics = [{name: float(value) for name, value in a3c.step().items()} for _ in range(12)]

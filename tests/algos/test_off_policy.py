@@ -46,8 +46,8 @@ class Boundless(Odd):
     action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
 
-gymnasium.register("Odd-v0", entry_point=Odd)
-gymnasium.register("Boundless-v0", entry_point=Boundless)
+gymnasium.register("OddBox-v0", entry_point=lambda **_: Odd())
+gymnasium.register("Boundless-v0", entry_point=lambda **_: Boundless())
 
 
 # --- The loop -----------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_losses_are_finite_and_all_networks_learn(name: str, make_agent: MakeAge
 def test_any_box_of_actions_is_stored_in_its_units_and_shape_and_played_within_bounds(
     name: str, make_agent: MakeAgent
 ) -> None:
-    algorithm = run(make(make_agent, name, "env=gym", "env.id=Odd-v0", "algo.num_envs=2", "algo.train_every=2"), 120)
+    algorithm = run(make(make_agent, name, "env=gym", "env.id=OddBox-v0", "algo.num_envs=2", "algo.train_every=2"), 120)
     action = algorithm.replay.sample(16)["action"]
     assert action.shape == (16, 2, 3)
     space = algorithm.setup.action_space

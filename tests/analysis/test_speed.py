@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from synthetic import CARTPOLE, write_rows, write_run
 
 ALGOS, SEEDS, POINTS = 20, 50, 1000
@@ -39,6 +40,7 @@ def write_runs(outputs: Path) -> None:
                 os.link(big / name, run / name)
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_of_a_thousand_points_are_reported_in_time_and_in_memory(tmp_path: Path) -> None:
     write_runs(tmp_path / "outputs")
     command = [sys.executable, "-m", "rlrun", "compare", "outputs"]

@@ -107,7 +107,8 @@ def test_critics_begin_with_different_weights() -> None:
 
 
 def test_actions_enter_in_half_widths_behind_the_observation() -> None:
-    net, seen = critics(mlp()), []
+    net = critics(mlp())
+    seen: list[Tensor] = []
     net.members.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     obs = torch.randn(2, 5)
     values = net(obs, torch.tensor([[2.0, 0.0], [-1.0, 0.75]]))
@@ -120,7 +121,8 @@ def test_numbered_observations_enter_one_hot_and_bytes_scaled() -> None:
         (spaces.Discrete(3), torch.tensor([2]), [0.0, 0.0, 1.0]),
         (spaces.Box(0, 255, (3,), np.uint8), torch.tensor([[0, 51, 255]], dtype=torch.uint8), [0.0, 0.2, 1.0]),
     ):
-        net, seen = critics(mlp(4), space), []
+        net = critics(mlp(4), space)
+        seen: list[Tensor] = []
         net.members.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
         net(obs, torch.tensor([[0.0, 0.5]]))
         assert seen[0][0].tolist() == pytest.approx([*expected, 0.0, 0.0])
