@@ -15,7 +15,7 @@ from rlrun.build import Agent
 from rlrun.errors import RunFailed, UserError
 from rlrun.inspect_run import load
 from rlrun.run_folder import RunFolder
-from rlrun.stateful import named_tensors
+from rlrun.stateful import ARRAY, named_tensors
 
 MOST_NAMED = 4
 
@@ -69,7 +69,8 @@ def source_of(config: dict[str, Any]) -> Source | None:
 def warm_start(agent: Agent, source: Source) -> dict[str, Any]:
     """Give an agent that has not learned anything yet what fits of a policy; return that for the run's record.
 
-    Observation statistics come along where both runs normalise. Raises UserError if not one weight fits.
+    Observation statistics come along where both runs normalise observations of one shape. Raises UserError if not one
+    weight fits.
     """
     algorithm = agent.algorithm
     state = algorithm.policy_state_dict()
@@ -84,8 +85,11 @@ def warm_start(agent: Agent, source: Source) -> dict[str, Any]:
             "the same network, and an environment with the same spaces"
         )
     algorithm.warm_start(replaced(state, {name: source.weights[theirs] for name, theirs in taken.items()}))
-    if statistics := source.obs_moments if agent.spec.normalize_obs else None:
-        agent.normalizer.obs_moments.load_state_dict(statistics)
+    own_moments, statistics = agent.normalizer.obs_moments, source.obs_moments if agent.spec.normalize_obs else None
+    if statistics is not None and statistics["mean"][ARRAY].shape != own_moments.mean.shape:
+        statistics = None
+    if statistics is not None:
+        own_moments.load_state_dict(statistics)
     copies = {f"target_{name}" for name in algorithm.acting_networks()}
     others = algorithm.networks().keys() - algorithm.acting_networks().keys() - copies
     return {
@@ -136,6 +140,8 @@ def told(source: Source, facts: dict[str, Any], normalizes: bool) -> str:
             f"  note: env.normalize_obs={str(normalizes).lower()} here and not there, so that its weights see other "
             "numbers than they were trained on"
         )
+    elif normalizes:
+        lines.append("  the statistics that normalise observations begin anew: observations have another shape there")
     return "\n".join(lines)
 
 

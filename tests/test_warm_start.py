@@ -21,7 +21,7 @@ from rlrun.compose import names_of
 from rlrun.config import options
 from rlrun.errors import UserError
 from rlrun.stateful import named_tensors
-from rlrun.warm_start import Source, warm_start
+from rlrun.warm_start import Source, told, warm_start
 
 MakeAgent = Callable[..., Agent]
 Compose = Callable[..., dict[str, Any]]
@@ -180,6 +180,19 @@ def test_statistics_come_along_where_both_normalise(
     expected = other if here and there else untouched
     assert np.array_equal(agent.normalizer.obs_moments.mean, expected.normalizer.obs_moments.mean)
     assert not np.array_equal(agent.normalizer.obs_moments.mean, np.zeros(4)) or not here
+
+
+def test_statistics_of_observations_of_another_shape_stay_behind(make_agent: MakeAgent) -> None:
+    other, agent, untouched = (
+        make_agent("algo=ppo", f"env={env}", *TINY, "env.normalize_obs=true")
+        for env in ("cartpole", "acrobot", "acrobot")
+    )
+    begun = source(other)
+    facts = warm_start(agent, begun)
+    assert not facts["obs_statistics"]
+    assert "begin anew" in told(begun, facts, normalizes=True)
+    assert np.array_equal(agent.normalizer.obs_moments.mean, untouched.normalizer.obs_moments.mean)
+    agent.algorithm.step()
 
 
 def test_if_nothing_fits_both_sides_are_named(make_agent: MakeAgent, compose: Compose) -> None:

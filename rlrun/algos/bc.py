@@ -119,7 +119,7 @@ class BC(Algorithm):
         if not isinstance(space, spaces.Box):
             return action
         low, high = (torch.as_tensor(np.ravel(bound), device=action.device) for bound in (space.low, space.high))
-        return action.flatten(1).clamp(low, high).float()
+        return action.reshape(-1, len(low)).clamp(low, high).float()
 
     @torch.no_grad()
     def agreement(self, data: Batch) -> Metrics:

@@ -117,7 +117,10 @@ class StoredExpert:
         self.rng.bit_generator.state = state["rng"]
         self.stored = {name: value for name, value in state.items() if name != "rng"}
         make_importable(self.stored["import_paths"])
-        self._take(revived(self.stored["config"], self.stored))
+        # On this session's device: a run may go on on another one than it began on.
+        stored = self.stored["config"]
+        config = {**stored, "device": {**stored["device"], **asdict(self.setup.device)}}
+        self._take(revived(config, self.stored))
 
     def _take(self, agent: "Agent") -> None:
         from rlrun.inspect_run import make_greedy

@@ -125,7 +125,7 @@ def make_policy_head(action_space: spaces.Space, in_features: int, log_std_init:
     """Return the head that maps features to a distribution over `action_space`."""
     if isinstance(action_space, spaces.Discrete):
         return CategoricalHead(in_features, int(action_space.n))
-    if isinstance(action_space, spaces.MultiDiscrete):
+    if isinstance(action_space, spaces.MultiDiscrete) and action_space.nvec.ndim == 1:
         return MultiCategoricalHead(in_features, [int(n) for n in action_space.nvec])
     if isinstance(action_space, spaces.Box):
         return GaussianHead(in_features, spaces.flatdim(action_space), log_std_init)

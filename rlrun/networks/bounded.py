@@ -32,7 +32,7 @@ class ActionBounds(nn.Module):
 
     def to_unit(self, action: Tensor) -> Tensor:
         """action: [B, *act] in the environment's units -> [B, D] in [-1, 1]."""
-        return (action.flatten(1) - self.center) / self.scale
+        return (action.reshape(-1, self.num_dims) - self.center) / self.scale
 
     def from_unit(self, action: Tensor) -> Tensor:
         """action: [B, D] in [-1, 1] -> [B, D] in the environment's units."""

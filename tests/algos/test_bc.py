@@ -223,6 +223,19 @@ def test_a_restored_clone_goes_on_bit_for_bit_without_the_experts_run(
         assert torch.equal(one, other)
 
 
+def test_an_expert_plays_on_the_device_that_its_pupil_goes_on_on(
+    source: Path, make_agent: MakeAgent, through_disk: Disk
+) -> None:
+    begun = bc(make_agent, f"algo.expert='{source}'")
+    state = through_disk(begun.state_dict())
+    state["teacher"]["config"]["device"]["kind"] = "cuda"  # where it began, and none is here
+    restored = make_agent(*SMALL, "env=cartpole", "total_steps=1_000_000", f"algo.expert='{source}'").algorithm
+    assert isinstance(restored, BC)
+    restored.load_state_dict(state)
+    assert restored.teacher.agent.device.kind == "cpu"  # type: ignore[attr-defined]
+    restored.step()
+
+
 def test_a_clones_run_records_its_expert_and_outlives_it(source: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(source, tmp_path / "expert" / "seed=0"))
     done = rlrun(["algo=bc", "env=cartpole", "total_steps=1024", f"algo.expert={copy}", *SHORT], tmp_path)

@@ -111,6 +111,7 @@ def test_values_and_logits_are_float32_under_autocast() -> None:
     assert value.dtype == policy.log_prob(policy.mode()).dtype == torch.float32
 
 
-def test_an_action_space_without_a_head_is_named() -> None:
-    with pytest.raises(ValueError, match="MultiBinary"):
-        make_policy_head(spaces.MultiBinary(3), 8, 0.0)
+@pytest.mark.parametrize("space", [spaces.MultiBinary(3), spaces.MultiDiscrete([[2, 3], [2, 2]])])
+def test_an_action_space_without_a_head_is_named(space: spaces.Space) -> None:
+    with pytest.raises(ValueError, match=type(space).__name__):
+        make_policy_head(space, 8, 0.0)

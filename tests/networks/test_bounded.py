@@ -32,6 +32,7 @@ def test_units_are_those_of_the_environment_outside_and_half_widths_inside() -> 
 def test_actions_of_any_shape_become_vectors() -> None:
     bounds = ActionBounds(spaces.Box(-2, 2, (2, 3), np.float32))
     assert bounds.to_unit(torch.ones(4, 2, 3)).tolist() == [[0.5] * 6] * 4
+    assert ActionBounds(spaces.Box(-2, 2, (), np.float32)).to_unit(torch.ones(4)).tolist() == [[0.5]] * 4
 
 
 def test_noise_is_in_half_widths_and_the_result_within_bounds() -> None:
