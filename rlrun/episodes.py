@@ -76,8 +76,9 @@ def play_episodes(
                 active[b] = begin[b] = following is not None
                 episode[b] = episode[b] if following is None else following
         # Games that have no episode left still step along where environments step together.
-        first = begin | (transition.over & ~active)
-        if first.any():
+        restart = begin | (transition.over & ~active)
+        first = restart | transition.terminated  # as in training: a lost life may begin an episode
+        if restart.any():
             new = [seeds[e] if fresh else NO_SEED for e, fresh in zip(episode, begin, strict=True)]
-            obs = envs.reset(first, np.array(new))
+            obs = envs.reset(restart, np.array(new))
     return result

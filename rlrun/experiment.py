@@ -83,6 +83,8 @@ class Experiment(Stateful):
         elif self.save_first:
             self.save()
         self.report_unrepeatable()
+        for notice in self.algorithm.notices():
+            self.console.notice(notice)
         self.window = (self.clock.seconds(), self.algorithm.steps)
         self.evaluate_pending()
         while not self.done() and not self.signals.received:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rlrun.envs.base import Array
+from rlrun.envs.base import Array, Transition
 from rlrun.envs.gym import Gym
 from rlrun.episodes import play_episodes
 
@@ -51,3 +51,30 @@ def test_an_episode_that_is_cut_ends_for_the_policy_too(endless: Gym) -> None:
     assert sorted(begun) == list(range(10))
     assert result.lengths == [5] * 10
     assert result.returns == [3.0] * 10  # paid from the third step of each episode on
+
+
+def test_a_lost_life_is_the_beginning_of_an_episode_to_the_policy_and_not_to_the_game() -> None:
+    class Lives:
+        """A game of six steps with a life lost in the third."""
+
+        num_envs = 1
+
+        def reset(self, which: Array, seeds: Array) -> Array:
+            self.t = 0
+            return np.zeros(1)
+
+        def step(self, action: Array, active: Array | None = None) -> Transition:
+            self.t += 1
+            over = np.array([self.t == 6])
+            return Transition(np.full(1, self.t), np.ones(1), over | (self.t == 3), np.zeros(1, bool), over)
+
+    begun: list[float] = []
+
+    def act(obs: Array, state: Any, first: Array) -> tuple[Array, Any]:
+        begun.extend(obs[first])
+        return np.zeros(1), state
+
+    result = play_episodes(Lives(), act, [1, 2], max_steps=9)  # type: ignore[arg-type]
+    assert result is not None
+    assert result.lengths == [6, 6]
+    assert begun == [0, 3, 0, 3]

@@ -119,6 +119,10 @@ class Algorithm(Stateful, ABC):
         """Say whether a checkpoint is due now, whatever the cadence, because a replay's slack runs out."""
         return any(replay.ring.must_save() for replay in self.setup.replays)
 
+    def notices(self) -> list[str]:
+        """Return what is worth knowing before the first step, because a number makes the others idle."""
+        return []
+
     def unrepeatable(self) -> str | None:
         """Return what keeps two runs of one configuration from being bit-identical, if anything does."""
         return None

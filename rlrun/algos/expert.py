@@ -87,6 +87,7 @@ class StoredExpert:
         except UserError as error:
             raise UserError(f"{KEY}={self.path} {CHECKPOINT}={self.checkpoint}: {error}") from error
         self._check_spaces(run.agent)
+        self._check_samples(run.agent)
         algorithm, normalizer = run.agent.algorithm, run.agent.normalizer
         record = RunFolder(run.path).record()
         self.stored = {
@@ -137,6 +138,14 @@ class StoredExpert:
         assert self.agent is not None
         draws = not self.greedy or not getattr(type(self.agent.algorithm), "eval_greedy", True)
         return preserved_rng(int(self.rng.integers(2**63))) if draws else nullcontext()
+
+    def _check_samples(self, agent: "Agent") -> None:
+        algorithm = agent.algorithm
+        if not (self.greedy or hasattr(algorithm, "eval_greedy") or getattr(algorithm, "eval_epsilon", 0) > 0):
+            raise UserError(
+                f"algo.expert_greedy=false: the policy of {KEY}={self.path} ({type(algorithm).__name__}) draws nothing "
+                "where it is evaluated, so there is only its greedy action to imitate: leave it out"
+            )
 
     def _check_spaces(self, agent: "Agent") -> None:
         theirs, own = agent.algorithm.setup, self.setup

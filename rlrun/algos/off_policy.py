@@ -61,6 +61,12 @@ class OffPolicy(Algorithm):
                 self.updates += 1
         return metrics | {"train/n_updates": self.updates}
 
+    def notices(self) -> list[str]:
+        total_steps = self.setup.total_steps
+        if self.learning_starts < total_steps:
+            return []
+        return [f"nothing will be learned: algo.learning_starts={self.learning_starts} and total_steps={total_steps}"]
+
     @property
     def warming_up(self) -> bool:
         return self.steps < self.learning_starts

@@ -11,7 +11,8 @@ step is made of the episodes, and no episode is broken off or carried over: a ba
 too many short ones. So the estimate has the policy gradient as its mean, however long episodes are.
 
 What is subtracted from the returns, `baseline`, lowers the variance: nothing, or their mean (and then they are
-divided by their deviation), or a learned value b = V(s_t). T steps, N episodes.
+divided by their deviation, which, being taken over the same episodes, shifts the estimate a little), or a learned
+value b = V(s_t). T steps, N episodes.
 """
 
 from dataclasses import dataclass

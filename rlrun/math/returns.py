@@ -66,7 +66,9 @@ def advantages(
 
 
 def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
-    """Return 1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than the mean."""
+    """Return 1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than the mean; NaN of one number."""
+    if target.numel() < 2:
+        return torch.full((), torch.nan, device=target.device)
     return 1 - (target - prediction).var() / target.var().clamp(min=1e-8)
 
 

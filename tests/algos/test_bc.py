@@ -200,6 +200,14 @@ def test_a_sampling_expert_draws_from_generators_of_its_own(source: Path, make_a
     assert not torch.equal(mode, batches[0]["wanted"].flatten())
 
 
+def test_samples_of_an_expert_that_draws_none_are_refused(tmp_path: Path, make_agent: MakeAgent) -> None:
+    small = ["env=cartpole", "total_steps=64", "tuned=none", "eval.final_episodes=1", "log.console=false"]
+    done = rlrun(["algo=dqn", *small], tmp_path)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(UserError, match=r"algo.expert_greedy=false: the policy of .* draws nothing"):
+        bc(make_agent, f"algo.expert='{the_run(tmp_path)}'", "algo.expert_greedy=false").begin(new=True)
+
+
 # --- State ----------------------------------------------------------------------------------------------
 
 
