@@ -29,7 +29,16 @@ from typing import Any
 WARM_UP = 5.0  # seconds
 TOTAL_STEPS = 10_000_000  # never reached: it only tells schedules where they end
 NEVER = 10**12  # steps
-PACKAGES = ("rlrun", "stable-baselines3", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
+PACKAGES = (
+    "rlrun",
+    "stable-baselines3",
+    "torch",
+    "numpy",
+    "gymnasium",
+    "ale-py",
+    "opencv-python-headless",
+    "mujoco",
+)
 
 # By rlrun's names. A number and its _end differ where it falls on a straight line.
 Settings = dict[str, Any]
@@ -91,6 +100,23 @@ DQN_BREAKOUT: Settings = {  # Mnih et al. (2015): a minibatch of 32 every 4 step
 }
 
 
+SAC_HALFCHEETAH: Settings = {  # Haarnoja et al. (2018), Table 1; SB3's defaults
+    "num_envs": 1,
+    "train_every": 1,
+    "num_updates": 1,
+    "batch_size": 256,
+    "buffer_size": 1_000_000,
+    "learning_starts": 100,
+    "learning_rate": 3e-4,
+    "gamma": 0.99,
+    "tau": 0.005,
+}
+PPO_HALFCHEETAH: Settings = {  # Schulman et al. (2017), Table 3, as in Baselines and SB3
+    **CARTPOLE,
+    "clip_value": True,
+}
+
+
 @dataclass(frozen=True)
 class Work:
     """What both sides train."""
@@ -98,6 +124,8 @@ class Work:
     algo: str
     env: str
     settings: Settings
+    hidden: tuple[int, ...] = (64, 64)  # of networks that are not convolutional
+    activation: str = "tanh"
 
 
 WORKS = {
@@ -105,8 +133,10 @@ WORKS = {
     "ppo_cartpole_zoo": Work("ppo", "cartpole", CARTPOLE_ZOO),
     "ppo_breakout": Work("ppo", "breakout", BREAKOUT),
     "dqn_breakout": Work("dqn", "breakout", DQN_BREAKOUT),
+    "sac_halfcheetah": Work("sac", "halfcheetah", SAC_HALFCHEETAH, (256, 256), "relu"),
+    "ppo_halfcheetah": Work("ppo", "halfcheetah", PPO_HALFCHEETAH),
 }
-DQN_NAMES = {
+OFF_POLICY_NAMES = {
     "train_every": "train_freq",
     "num_updates": "gradient_steps",
     "batch_size": "batch_size",
@@ -114,6 +144,10 @@ DQN_NAMES = {
     "learning_starts": "learning_starts",
     "learning_rate": "learning_rate",
     "gamma": "gamma",
+}
+SAC_NAMES = {**OFF_POLICY_NAMES, "tau": "tau"}
+DQN_NAMES = {
+    **OFF_POLICY_NAMES,
     "target_every": "target_update_interval",
     "max_grad_norm": "max_grad_norm",
 }
@@ -216,9 +250,11 @@ def rlrun_window(work: Work, seconds: float, seed: int) -> tuple[float, float]:
 
 def rlrun_arguments(work: Work, seconds: float, seed: int) -> list[str]:
     per_iteration = work.settings["num_envs"] * work.settings.get("num_steps", 100)
+    network = [f"network.hidden={list(work.hidden)}", f"network.activation={work.activation}"]
     return [
         f"algo={work.algo}",
         f"env={work.env}",
+        *(network if work.env != "breakout" else []),
         *(f"algo.{key}={value}" for key, value in work.settings.items()),
         f"seed={seed}",
         f"total_steps={TOTAL_STEPS}",
@@ -257,7 +293,7 @@ def sb3_process(name: str, options: argparse.Namespace, seed: int) -> tuple[floa
 
 def sb3_window(work: Work, seconds: float, seed: int) -> float:
     """Train in this process; return SB3's steady steps per second."""
-    from stable_baselines3 import DQN, PPO
+    from stable_baselines3 import DQN, PPO, SAC
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Clock(BaseCallback):
@@ -276,10 +312,13 @@ def sb3_window(work: Work, seconds: float, seed: int) -> float:
         def _on_step(self) -> bool:
             return self.marks[-1][0] < WARM_UP + seconds
 
-    policy = "CnnPolicy" if work.env == "breakout" else "MlpPolicy"
-    algorithm, arguments = (DQN, dqn_arguments) if work.algo == "dqn" else (PPO, sb3_arguments)
-    envs = sb3_envs(work.env, work.settings["num_envs"], seed)
-    model = algorithm(policy, envs, seed=seed, **arguments(work.settings))
+    algorithm, arguments = {
+        "dqn": (DQN, dqn_arguments),
+        "ppo": (PPO, ppo_arguments),
+        "sac": (SAC, sac_arguments),
+    }[work.algo]
+    envs = sb3_envs(work, seed)
+    model = algorithm(sb3_policy(work), envs, seed=seed, policy_kwargs=sb3_network(work), **arguments(work.settings))
     clock = Clock()
     model.learn(TOTAL_STEPS, callback=clock)
     return steady_speed(clock.marks)
@@ -292,13 +331,29 @@ def use_threads(number: int | None) -> None:
         torch.set_num_threads(number)
 
 
-def sb3_envs(env: str, num_envs: int, seed: int) -> Any:
+def sb3_policy(work: Work) -> str:
+    return "CnnPolicy" if work.env == "breakout" else "MlpPolicy"
+
+
+def sb3_network(work: Work) -> dict[str, Any] | None:
+    if work.env == "breakout":
+        return None
+    from torch import nn
+
+    return {"net_arch": list(work.hidden), "activation_fn": {"tanh": nn.Tanh, "relu": nn.ReLU}[work.activation]}
+
+
+def sb3_envs(work: Work, seed: int) -> Any:
     """Return SB3's usual vector environment: one after the other, in this process."""
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
 
-    if env != "breakout":
+    num_envs = work.settings["num_envs"]
+    if work.env == "cartpole":
         return make_vec_env("CartPole-v1", num_envs, seed, vec_env_cls=DummyVecEnv)
+    if work.env == "halfcheetah":
+        envs = make_vec_env("HalfCheetah-v5", num_envs, seed, vec_env_cls=DummyVecEnv)
+        return VecNormalize(envs) if work.algo == "ppo" else envs  # as rlrun's tuned file does
     import ale_py
     import gymnasium
 
@@ -307,7 +362,7 @@ def sb3_envs(env: str, num_envs: int, seed: int) -> Any:
     return VecTransposeImage(VecFrameStack(games, 4))
 
 
-def sb3_arguments(settings: Settings) -> dict[str, Any]:
+def ppo_arguments(settings: Settings) -> dict[str, Any]:
     """Return the settings as SB3 takes them."""
     return {
         **{theirs: settings[ours] for ours, theirs in SB3_NAMES.items()},
@@ -315,6 +370,10 @@ def sb3_arguments(settings: Settings) -> dict[str, Any]:
         "clip_range": sb3_schedule(settings, "clip_range"),
         "clip_range_vf": sb3_schedule(settings, "clip_range") if settings["clip_value"] else None,
     }
+
+
+def sac_arguments(settings: Settings) -> dict[str, Any]:
+    return {theirs: settings[ours] for ours, theirs in SAC_NAMES.items()}
 
 
 def dqn_arguments(settings: Settings) -> dict[str, Any]:
