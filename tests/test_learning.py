@@ -21,16 +21,29 @@ PASS_LINES = [
     ("sac", "pendulum", -200),  # 20k steps
     ("td3", "pendulum", -200),  # 20k steps
     ("sac", "mountaincar_continuous", 90),  # 20k steps
+    ("dqn", "cartpole", 450),  # 50k steps
+    ("pqn", "cartpole", 475),  # 500k steps
     # The optima are 0.74 and 7.93; a hundred episodes tell them to 0.04 and 0.26.
     ("q_learning", "frozenlake", 0.65),  # 50k steps
     ("q_learning", "taxi", 7.4),  # 200k steps
 ]
+# After a fifth of their budgets, where chance gets 22 and the hand-written policy 42.
+EARLY_LINES = [("c51", 90), ("qr_dqn", 90), ("iqn", 90), ("rainbow", 150)]
+
+
+def mean_return(arguments: list[str], folder: Path) -> float:
+    done = rlrun([*arguments, "seed=0", "log.console=false"], folder, timeout=800)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((the_run(folder) / "result.json").read_text())
+    assert len(result["returns"]) == 100
+    return float(result["mean_return"])
 
 
 @pytest.mark.parametrize(("algo", "env", "pass_line"), PASS_LINES)
 def test_learns_to_the_published_return(algo: str, env: str, pass_line: float, tmp_path: Path) -> None:
-    done = rlrun([f"algo={algo}", f"env={env}", "seed=0", "log.console=false"], tmp_path, timeout=800)
-    assert done.returncode == 0, done.stderr
-    result = json.loads((the_run(tmp_path) / "result.json").read_text())
-    assert len(result["returns"]) == 100
-    assert result["mean_return"] >= pass_line
+    assert mean_return([f"algo={algo}", f"env={env}"], tmp_path) >= pass_line
+
+
+@pytest.mark.parametrize(("algo", "pass_line"), EARLY_LINES)
+def test_what_learns_a_distribution_is_well_above_chance_early(algo: str, pass_line: float, tmp_path: Path) -> None:
+    assert mean_return([f"algo={algo}", "env=cartpole", "total_steps=10_000"], tmp_path) >= pass_line

@@ -11,6 +11,7 @@ Improvements in Deep Reinforcement Learning", arXiv:1710.02298 (conf/algo/rainbo
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from rlrun.math.distributional import categorical_projection
 
 @dataclass(kw_only=True, eq=False)
 class C51(DQN):
+    own_loss: ClassVar[str | None] = "the cross entropy"
+
     num_atoms: int
     v_min: float
     v_max: float

@@ -31,6 +31,7 @@ from rlrun.algos.off_policy import OffPolicy
 from rlrun.data.collector import Batch, State
 from rlrun.data.prioritized import PrioritizedReplay
 from rlrun.data.replay import Replay
+from rlrun.errors import UserError
 from rlrun.math.schedules import crossed, linear
 from rlrun.networks.noisy import quiet, resample
 from rlrun.networks.optimizers import RMSpropTF, make_adam
@@ -42,13 +43,14 @@ from rlrun.networks.target import make_target
 class DQN(OffPolicy):
     draws: ClassVar[str] = "dqn"
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete",)
+    own_loss: ClassVar[str | None] = None  # what takes the place of loss_name
 
     learning_rate: float
     learning_rate_end: float | None
     optimizer_name: Literal["adam", "rmsprop_centered"]
     optimizer_eps: float
     target_every: int
-    loss_name: Literal["huber", "mse"]
+    loss_name: Literal["huber", "mse"] | None
     max_grad_norm: float | None
     epsilon_start: float
     epsilon_end: float
@@ -186,3 +188,9 @@ class DQN(OffPolicy):
         for key in ("epsilon_start", "epsilon_end", "eval_epsilon", "priority_alpha", "priority_beta"):
             check_range(f"algo.{key}", getattr(self, key), 0, 1)
         check_range("algo.noisy_sigma", self.noisy_sigma, 0)
+        if self.own_loss is None and self.loss_name is None:
+            raise UserError("algo.loss_name=null: expected huber or mse")
+        if self.own_loss is not None and self.loss_name is not None:
+            raise UserError(
+                f"algo.loss_name={self.loss_name} is not for this algorithm, which has {self.own_loss}: null"
+            )

@@ -11,6 +11,7 @@ average over K evenly spaced ones, which estimate the same mean with less noise.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class ImplicitQuantileNetwork(nn.Module):
 
 @dataclass(kw_only=True, eq=False)
 class IQN(DQN):
+    own_loss: ClassVar[str | None] = "the quantile Huber loss"
+
     num_taus: int
     num_target_taus: int
     num_acting_taus: int

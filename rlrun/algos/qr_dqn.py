@@ -9,6 +9,7 @@ Algorithm 1. rho is the quantile Huber loss.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from rlrun.math.distributional import quantile_huber_loss
 
 @dataclass(kw_only=True, eq=False)
 class QRDQN(DQN):
+    own_loss: ClassVar[str | None] = "the quantile Huber loss"
+
     num_quantiles: int
     kappa: float
 

@@ -26,6 +26,19 @@ def with_two_different_networks(dqn: DQN) -> DQN:
 # --- The target ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("algo", "loss_name", "reason"),
+    [
+        ("dqn", "null", "expected huber or mse"),
+        ("c51", "mse", "cross entropy"),
+        ("iqn", "huber", "quantile Huber loss"),
+    ],
+)
+def test_a_loss_that_would_be_ignored_is_refused(algo: str, loss_name: str, reason: str, make_agent: MakeAgent) -> None:
+    with pytest.raises(UserError, match=f"algo.loss_name=.*{reason}"):
+        make_agent(f"algo={algo}", "env=cartpole", f"algo.loss_name={loss_name}")
+
+
 @pytest.mark.parametrize("loss_name", ["huber", "mse"])
 @pytest.mark.parametrize("double", ["false", "true"])
 @pytest.mark.parametrize("n_steps", [1, 3])
