@@ -26,11 +26,6 @@ class ContinuousCritics(nn.Module):
         self, make_torso: MakeTorso, obs_space: spaces.Space, action_space: spaces.Box, num_critics: int
     ) -> None:
         super().__init__()
-        if len(obs_space.shape or ()) > 2:
-            raise ValueError(
-                f"its critics take observation and action as one vector, and images {obs_space.shape} do not fit into "
-                "one; algo=ppo learns continuous actions from images"
-            )
         self.entry = entry(obs_space)
         self.bounds = ActionBounds(action_space)
         width = spaces.flatdim(obs_space) + spaces.flatdim(action_space)

@@ -50,17 +50,6 @@ gymnasium.register("OddBox-v0", entry_point=lambda **_: Odd())
 gymnasium.register("Boundless-v0", entry_point=lambda **_: Boundless())
 
 
-class Pictured(Odd):
-    observation_space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return np.zeros((3, 36, 36), np.uint8), {}
-
-
-gymnasium.register("Pictured-v0", entry_point=lambda **_: Pictured())
-
-
 # --- The loop -----------------------------------------------------------------------------------------------
 
 
@@ -115,14 +104,6 @@ def test_any_box_of_actions_is_stored_in_its_units_and_shape_and_played_within_b
     low, high = (torch.from_numpy(b) for b in (space.low, space.high))  # type: ignore[attr-defined]
     assert bool(((action >= low - 1e-6) & (action <= high + 1e-6)).all())
     assert action.std(0).min() > 0
-
-
-@pytest.mark.parametrize("name", CONTINUOUS)
-def test_critics_of_images_and_continuous_actions_are_refused_with_a_way_out(name: str, compose: Compose) -> None:
-    network = ["network=nature_cnn", "network.channels=[4,4,4]", "network.hidden=8"]
-    config = compose(f"algo={name}", "env=gym", "env.id=Pictured-v0", *network, "tuned=none")
-    with pytest.raises(UserError, match=r"images \(3, 36, 36\) do not fit.*algo=ppo"):
-        build_agent(config)
 
 
 @pytest.mark.parametrize("name", ALGOS)
