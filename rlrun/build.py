@@ -1,8 +1,6 @@
 """From a validated configuration to objects. Nothing below this module sees a configuration."""
 
-import os
 import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gymnasium import spaces
 
 from rlrun import record, schema
@@ -32,18 +29,14 @@ from rlrun.errors import UserError
 from rlrun.evaluation import Evaluator
 from rlrun.experiment import Experiment
 from rlrun.facts import Facts
-from rlrun.files import human_bytes
 from rlrun.logger import Logger
 from rlrun.mirror import Mirror
 from rlrun.networks.actor_critic import ActorCritic
 from rlrun.networks.recurrent import RecurrentActorCritic, RecurrentTorso
+from rlrun.room import check_num_envs
 from rlrun.run_folder import RunFolder
 from rlrun.seeding import TRAINING_SEEDS, Seeds, seed_global_generators
 from rlrun.signals import Signals
-
-BYTES_PER_ENV = 5_000  # the smallest Gymnasium environments with their wrappers
-LOG_BYTES_PER_STEP = 5  # all logs together, generously
-PICTURES_GROW = 7  # times, as a table fills with numbers: 1.4 to 6.2 were measured, the most with grid worlds
 
 
 @dataclass(kw_only=True)
@@ -95,18 +88,26 @@ def build_agent(config: dict[str, Any], folder: Path | None = None) -> Agent:
     seeds = Seeds(config["seed"])
     seed_global_generators(seeds.entropy("global") % 2**63)
     spec: EnvSpec = _construct(config["env"])
+    setup = _setup(config, folder, device, seeds, spec)
+    try:
+        algorithm = _locate(config["algo"]["_target_"])(setup=setup, **_arguments(config["algo"]))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"algo={config['algo']['_target_']} cannot be built on env={spec.name}: {error}") from error
+    device.choose_threads(sum(p.numel() for m in algorithm.networks().values() for p in m.parameters()))
+    return Agent(algorithm=algorithm, spec=spec, device=device, seeds=seeds)
+
+
+def _setup(config: dict[str, Any], folder: Path | None, device: Device, seeds: Seeds, spec: EnvSpec) -> Setup:
+    """Return what the algorithm is given besides its numbers. Raises UserError where the parts do not fit."""
     probe = spec.make(1)
     obs_space, action_space = probe.obs_space, probe.action_space
     shaping = None if spec.potential is None else Shaping.of(spec.potential, config["algo"], probe)
     probe.close()
 
-    if spec.normalize_obs and not (isinstance(obs_space, spaces.Box) and obs_space.dtype.kind == "f"):
-        raise UserError(f"env.normalize_obs=true is for vectors of real numbers, and env={spec.name} gives {obs_space}")
-    algorithm_class = _locate(config["algo"]["_target_"])
-    _check_spaces(algorithm_class, config["algo"]["_target_"], obs_space, action_space, spec)
-    recurrent = _recurrent(config["network"]["_target_"], algorithm_class, config["algo"]["_target_"])
-    # Rewards are scaled by the deviation of the return that the algorithm discounts.
-    normalizer = Normalizer(obs_space.shape or (), config["algo"].get("gamma", 1.0))
+    target = config["algo"]["_target_"]
+    algorithm_class = _locate(target)
+    _check_spaces(algorithm_class, target, obs_space, action_space, spec)
+    recurrent = _recurrent(config["network"]["_target_"], algorithm_class, target)
     setup = Setup(
         obs_space=obs_space,
         action_space=action_space,
@@ -115,47 +116,47 @@ def build_agent(config: dict[str, Any], folder: Path | None = None) -> Agent:
             setup.make_torso, action_space, **options
         ),
         recurrent=recurrent,
-        make_collector=lambda num_envs, raw=False, name=None: collector(num_envs, raw, name),
-        make_tabular_collector=lambda: tabular_collector(),
-        make_model=partial(_model, spec, config["algo"]["_target_"]),
+        make_collector=lambda *args, **options: _make_collector(setup, spec, shaping, *args, **options),
+        make_tabular_collector=lambda: _make_tabular_collector(setup, spec, shaping),
+        make_model=partial(_model, spec, target),
         make_replay=lambda **numbers: _make_replay(setup, spec, folder, config["checkpoint"]["every"], **numbers),
-        normalizer=normalizer,
+        # Rewards are scaled by the deviation of the return that the algorithm discounts.
+        normalizer=Normalizer(obs_space.shape or (), config["algo"].get("gamma", 1.0)),
         normalized=[key for key in ("normalize_obs", "normalize_reward") if getattr(spec, key)],
         seeds=seeds,
         device=device,
         total_steps=config["total_steps"],
     )
+    return setup
 
-    def collector(num_envs: int, raw: bool, name: str | None) -> Collector:
-        _check_num_envs(num_envs, obs_space)
-        name = name or f"environments of collector {len(setup.collectors)}"
-        made = Collector(
-            envs=ReplayedEnvs(spec.make(num_envs), seeds.numpy(name), TRAINING_SEEDS),
-            normalizer=normalizer,
-            normalize_obs=spec.normalize_obs,
-            normalize_reward=spec.normalize_reward,
-            clip_reward=spec.clip_reward,
-            device=device.torch,
-            raw=raw,
-            shaping=shaping,
-            first_env=sum(other.num_envs for other in setup.collectors if isinstance(other, Collector)),
-            steps_elsewhere=lambda: sum(other.steps for other in setup.collectors if other is not made),
-        )
-        setup.collectors.append(made)
-        return made
 
-    def tabular_collector() -> TabularCollector:
-        _check_own_rewards(spec)
-        made = make_tabular_collector(spec, seeds, f"environments of collector {len(setup.collectors)}", shaping)
-        setup.collectors.append(made)
-        return made
+def _make_collector(
+    setup: Setup, spec: EnvSpec, shaping: Shaping | None, num_envs: int, raw: bool = False, name: str | None = None
+) -> Collector:
+    check_num_envs(num_envs, setup.obs_space)
+    name = name or f"environments of collector {len(setup.collectors)}"
+    made = Collector(
+        envs=ReplayedEnvs(spec.make(num_envs), setup.seeds.numpy(name), TRAINING_SEEDS),
+        normalizer=setup.normalizer,
+        normalize_obs=spec.normalize_obs,
+        normalize_reward=spec.normalize_reward,
+        clip_reward=spec.clip_reward,
+        device=setup.device.torch,
+        raw=raw,
+        shaping=shaping,
+        first_env=sum(other.num_envs for other in setup.collectors if isinstance(other, Collector)),
+        steps_elsewhere=lambda: sum(other.steps for other in setup.collectors if other is not made),
+    )
+    setup.collectors.append(made)
+    return made
 
-    try:
-        algorithm = algorithm_class(setup=setup, **_arguments(config["algo"]))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"algo={config['algo']['_target_']} cannot be built on env={spec.name}: {error}") from error
-    device.choose_threads(sum(p.numel() for m in algorithm.networks().values() for p in m.parameters()))
-    return Agent(algorithm=algorithm, spec=spec, device=device, seeds=seeds)
+
+def _make_tabular_collector(setup: Setup, spec: EnvSpec, shaping: Shaping | None) -> TabularCollector:
+    _check_own_rewards(spec)
+    name = f"environments of collector {len(setup.collectors)}"
+    made = make_tabular_collector(spec, setup.seeds, name, shaping)
+    setup.collectors.append(made)
+    return made
 
 
 def _make_replay(
@@ -253,73 +254,9 @@ def build_experiment(
     )
 
 
-@dataclass
-class Estimate:
-    """What a run will need, in bytes, and where."""
-
-    checkpoint: int
-    disk: int
-    memory: int
-    replay: int = 0  # of the disk
-
-    def __str__(self) -> str:
-        return f"needs about {human_bytes(self.disk)} of disk and {human_bytes(self.memory)} of memory"
-
-
-def estimate(agent: Agent, config: dict[str, Any]) -> Estimate:
-    """Return what the run will need, from the sizes of what was built."""
-    algorithm = agent.algorithm
-    weights = sum(p.nbytes for m in algorithm.networks().values() for p in m.parameters())
-    found = sum(r.checkpoint_bytes for r in algorithm.setup.replays)
-    copies = algorithm.copies() * weights
-    checkpoint = 3 * weights + copies + sum(c.obs.nbytes for c in algorithm.setup.collectors) + found + 200_000
-    replay = sum(r.ring.missing_bytes() for r in algorithm.setup.replays)
-    logs = config["total_steps"] * LOG_BYTES_PER_STEP + _picture_bytes(algorithm, config)
-    disk = checkpoint * (config["checkpoint"]["keep"] + 2) + logs + replay
-    stored = sum(c.bytes_per_step() for c in algorithm.setup.collectors) * algorithm.stored_steps()
-    # Weights, gradients, two moments and a checkpoint in the making; copies without the moments; a rollout and its
-    # minibatches; what finds a replay's records again, and three copies of it while a checkpoint is made.
-    memory = _resident_bytes() + 6 * weights + 3 * copies + 3 * stored + 4 * found
-    return Estimate(checkpoint, disk, memory, replay)
-
-
-def _picture_bytes(algorithm: Algorithm, config: dict[str, Any]) -> int:
-    """Return what the pictures of all evaluations will take; TensorBoard's file has them once more."""
-    drawn = sum(map(len, algorithm.pictures().values())) * PICTURES_GROW
-    occasions = config["total_steps"] // config["eval"]["every"] + 1
-    return drawn * occasions * (2 if config["log"]["tensorboard"] else 1)
-
-
-def check_room(needed: Estimate, folder: Path) -> None:
-    """Raise UserError if the run folder's disk or memory cannot hold the run."""
-    existing = next(path for path in [folder, *folder.resolve().parents] if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed.disk > free:
-        lower = ", lower algo.buffer_size" if needed.replay > needed.disk / 2 else ""
-        raise UserError(
-            f"outputs: {folder} has {human_bytes(free)} free and the run needs about {human_bytes(needed.disk)}: "
-            f"make room{lower}, or choose another folder with outputs=..."
-        )
-    available = _available_bytes()
-    if available is not None and needed.memory - _resident_bytes() > available:
-        raise UserError(
-            f"the run needs about {human_bytes(needed.memory)} of memory and {human_bytes(available)} are "
-            "available: lower algo.num_envs, algo.num_steps or the network's sizes"
-        )
-
-
-def _check_num_envs(num_envs: int, obs_space: Any) -> None:
-    """Raise UserError before so many environments are made that memory could not hold them."""
-    available = _available_bytes()
-    needed = num_envs * (BYTES_PER_ENV + int(np.prod(obs_space.shape or (1,))) * obs_space.dtype.itemsize * 3)
-    if available is not None and needed > available:
-        raise UserError(
-            f"algo.num_envs={num_envs} needs at least {human_bytes(needed)} of memory and {human_bytes(available)} "
-            "are available: lower it"
-        )
-
-
 def _check_spaces(algorithm: type[Algorithm], target: str, obs_space: Any, action_space: Any, spec: EnvSpec) -> None:
+    if spec.normalize_obs and not (isinstance(obs_space, spaces.Box) and obs_space.dtype.kind == "f"):
+        raise UserError(f"env.normalize_obs=true is for vectors of real numbers, and env={spec.name} gives {obs_space}")
     kind = type(action_space).__name__
     if kind not in algorithm.action_spaces:
         raise UserError(
@@ -380,22 +317,6 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
 def _locate(target: str) -> Any:
     module, _, name = target.rpartition(".")
     return getattr(import_module(module), name)
-
-
-def _resident_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def load_policy(agent: Agent, stored: dict[str, Any]) -> None:

@@ -89,14 +89,15 @@ def train(
             pass
     _check_writable(folder.path)
     trackers.check(config)
-    from rlrun.build import build_experiment, check_room, estimate
+    from rlrun.build import build_experiment
+    from rlrun.room import check_room, estimate
     from rlrun.signals import Signals
 
     with Signals() as signals:
         agent, origins = _built(folder, config, new=names is not None)
         if names is None:
             _check_replay(folder, agent)
-        needed = estimate(agent, config)
+        needed = estimate(agent.algorithm, config)
         check_room(needed, folder.path)
         if names is not None and folder.exists():  # fresh=true, and the new configuration has proved sound
             with folder.lock():

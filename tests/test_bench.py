@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from harness import rlrun, rlrun_here
 
-from rlrun import bench
+from rlrun import bench, profiling
 from rlrun.build import build_agent
 from rlrun.errors import UserError
 
@@ -32,7 +32,7 @@ def test_json_holds_the_numbers_with_machine_versions_and_threads(tmp_path: Path
         assert len(speed["windows"]) == bench.NUM_WINDOWS
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]
     assert sum(report["time_share"].values()) == pytest.approx(1)
-    assert len(report["profile"]) == bench.PROFILE_ROWS
+    assert len(report["profile"]) == profiling.PROFILE_ROWS
     assert "torch" in report["packages"]
     assert "processor" in report["machine"]
     assert "host" not in report["machine"]
@@ -56,7 +56,7 @@ def test_several_jobs_are_measured_one_after_the_other(tmp_path: Path) -> None:
 def test_watching_is_undone_and_counts_nested_parts_once() -> None:
     agent = build_agent(bench.composed(["algo=a2c", "env=cartpole", "algo.num_envs=2"])[0][0])
     algorithm = agent.algorithm
-    shares = bench.time_shares(algorithm, 0.02)
+    shares = profiling.time_shares(algorithm, 0.02)
     assert set(shares) >= {"update", "policy", "environment steps", "storing, statistics"}
     assert sum(shares.values()) == pytest.approx(1)
     collector = algorithm.setup.collectors[0]

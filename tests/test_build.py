@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlrun.build import build_agent, estimate
+from rlrun.build import build_agent
+from rlrun.room import estimate
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -21,7 +22,7 @@ def test_the_estimate_counts_what_a_checkpoint_holds_of_a_large_replay(
     agent = build_agent(config, tmp_path)
     stored = io.BytesIO()
     torch.save(agent.algorithm.state_dict(), stored)
-    assert stored.tell() <= estimate(agent, config).checkpoint <= 1.5 * stored.tell() + 500_000
+    assert stored.tell() <= estimate(agent.algorithm, config).checkpoint <= 1.5 * stored.tell() + 500_000
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_the_estimate_counts_what_a_checkpoint_holds_of_a_large_replay(
 def test_the_estimate_counts_the_pictures_of_a_learned_table(algo: str, env: str, compose: Compose) -> None:
     def needed(*log: str) -> int:
         config = compose(f"algo={algo}", f"env={env}", "device=cpu", "total_steps=10_000", "eval.every=1000", *log)
-        return estimate(build_agent(config), config).disk
+        return estimate(build_agent(config).algorithm, config).disk
 
     agent = build_agent(compose(f"algo={algo}", f"env={env}", "device=cpu", "total_steps=10_000"))
     while agent.algorithm.steps < 10_000 and agent.algorithm.converged() is None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from harness import killed_inside, rlrun_here, the_run
 
-from rlrun.build import build_agent, check_room, estimate
+from rlrun.build import build_agent
 from rlrun.errors import UserError
+from rlrun.room import check_room, estimate
 
 SHORT = [
     *("algo=dqn", "env=cartpole", "tuned=none", "network.hidden=[8]", "total_steps=300", "log.console=false"),
@@ -127,5 +128,5 @@ def test_a_replay_that_the_disk_cannot_hold_is_refused_by_its_key(
     huge = ("algo.buffer_size=1_000_000_000_000", f"algo.priority_alpha={alpha}")
     config = compose("algo=dqn", "env=cartpole", "device=cpu", *huge)
     with pytest.raises(UserError, match=r"algo\.buffer_size"):
-        check_room(estimate(build_agent(config, tmp_path), config), tmp_path)
+        check_room(estimate(build_agent(config, tmp_path).algorithm, config), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -13,28 +13,24 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, set_learning_rate
-from rlrun.data.collector import Batch, State
+from rlrun.algos.algorithm import Metrics, check_range, descend, set_learning_rate
+from rlrun.algos.on_policy import OnPolicy, normalized
 from rlrun.errors import UserError
 from rlrun.math.policy_gradient import actor_critic_loss
-from rlrun.math.returns import advantages, explained_variance
+from rlrun.math.returns import explained_variance
 from rlrun.math.schedules import linear
+from rlrun.networks.actor_critic import ActorCritic
 from rlrun.networks.optimizers import RMSpropTF, make_adam
 
 
 @dataclass(kw_only=True, eq=False)
-class A2C(Algorithm):
-    action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+class A2C(OnPolicy):
+    draws: ClassVar[str] = "a2c"
     recurrent: ClassVar[bool] = True
 
-    num_envs: int
-    num_steps: int
     learning_rate: float
     learning_rate_end: float
-    gamma: float
-    gae_lambda: float
     normalize_advantage: bool
     entropy_coef: float
     value_coef: float
@@ -43,20 +39,9 @@ class A2C(Algorithm):
     optimizer_eps: float
     rmsprop_alpha: float
     share_torso: bool
-    log_std_init: float
-    eval_greedy: bool
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check()
-        setup = self.setup
-        self.generator = setup.seeds.torch("a2c", setup.device.torch)
-        self.net = setup.device.place(
-            setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
-        )
-        self.optimizer = self.make_optimizer()
-        self.collector = setup.make_collector(self.num_envs)
-        self.num_updates = 0
+    def make_net(self) -> ActorCritic:
+        return self.setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         params = self.net.parameters()
@@ -72,7 +57,7 @@ class A2C(Algorithm):
         advantage = self.advantages(batch)
         target = advantage + batch["value"]
         if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            advantage = normalized(advantage)
 
         columns = {"action": batch["action"], "advantage": advantage, "target": target}
         data = self.net.samples(batch, columns)
@@ -87,10 +72,7 @@ class A2C(Algorithm):
             entropy_coef=self.entropy_coef,
             value_coef=self.value_coef,
         )
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip_gradients(self.net, self.max_grad_norm)
-        self.optimizer.step()
+        descend(loss, self.net, self.optimizer, self.max_grad_norm)
         self.num_updates += 1
         return {
             **parts,
@@ -99,34 +81,12 @@ class A2C(Algorithm):
             "train/n_updates": self.num_updates,
         }
 
-    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
-        with self.setup.device.autocast():
-            return self.net.step(obs, state, first, self.generator)
-
-    def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
-        with self.setup.device.autocast():
-            policy, state = self.net.policy(obs, state, first)
-        return policy.mode() if self.eval_greedy else policy.sample(), state
-
-    @torch.no_grad()
-    def advantages(self, batch: Batch) -> Tensor:
-        """Return R_t - V(s_t), [T, B]; with gae_lambda = 1 that is the n-step advantage of the paper."""
-        with self.setup.device.autocast():
-            last_value, final_value = self.net.bootstrap_values(batch, self.collector.policy_state)
-        return advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=self.gae_lambda)
-
-    def stored_steps(self) -> int:
-        return self.num_envs * self.num_steps
-
     def _check(self) -> None:
-        check_range("algo.num_envs", self.num_envs, 1)
-        check_range("algo.num_steps", self.num_steps, 1)
+        super()._check()
         if self.normalize_advantage and self.num_envs * self.num_steps == 1:
             raise UserError("algo.num_envs * algo.num_steps = 1 leaves nothing to normalise; try algo.num_steps=5")
         check_range("algo.learning_rate", self.learning_rate, 0)
         check_range("algo.learning_rate_end", self.learning_rate_end, 0)
-        check_range("algo.gamma", self.gamma, 0, 1)
-        check_range("algo.gae_lambda", self.gae_lambda, 0, 1)
         check_range("algo.entropy_coef", self.entropy_coef, 0)
         check_range("algo.value_coef", self.value_coef, 0)
         check_range("algo.max_grad_norm", self.max_grad_norm, 0)

@@ -26,8 +26,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlrun.algos.algorithm import Algorithm, Metrics, check_minibatch, check_range, clip_gradients, set_learning_rate
+from rlrun.algos.algorithm import Algorithm, Metrics, check_minibatch, check_range, descend, set_learning_rate
 from rlrun.algos.expert import Expert, make_expert
+from rlrun.algos.on_policy import minibatches
 from rlrun.algos.ppo import means
 from rlrun.data.collector import Batch, State
 from rlrun.math.distributions import Distribution
@@ -84,12 +85,9 @@ class BC(Algorithm):
         metrics = self.agreement(data)
         seen: list[dict[str, Tensor]] = []
         for _ in range(self.num_epochs):
-            for minibatch in self.minibatches(data):
+            for minibatch in minibatches(data, self.batch_size, self.generator):
                 loss, parts = self.loss(minibatch)
-                self.optimizer.zero_grad()
-                loss.backward()
-                clip_gradients(self.net, self.max_grad_norm)
-                self.optimizer.step()
+                descend(loss, self.net, self.optimizer, self.max_grad_norm)
                 seen.append(parts)
             self.num_updates += 1
         return means(seen) | metrics | {"train/learning_rate": learning_rate, "train/n_updates": self.num_updates}
@@ -129,11 +127,6 @@ class BC(Algorithm):
         if isinstance(self.setup.action_space, spaces.Box):
             return {"train/mse": (self.executed(own) - data["wanted"]).square().mean()}
         return {"train/accuracy": (own == data["wanted"]).float().mean()}
-
-    def minibatches(self, data: Batch) -> list[Batch]:
-        """Split the data at random into minibatches of M = min(batch_size, T B)."""
-        order = torch.randperm(len(data["wanted"]), generator=self.generator, device=self.setup.device.torch)
-        return [{name: t.index_select(0, i) for name, t in data.items()} for i in order.split(self.batch_size)]
 
     def loss(self, data: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one minibatch and what is logged of it. All of data: [M, ...]."""

@@ -16,34 +16,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlrun.algos.algorithm import (
-    Algorithm,
-    Metrics,
-    check_minibatch,
-    check_range,
-    clip_gradients,
-    set_learning_rate,
-)
-from rlrun.data.collector import Batch, State
+from rlrun.algos.algorithm import Metrics, check_minibatch, check_range, descend, set_learning_rate
+from rlrun.algos.on_policy import OnPolicy, minibatches, normalized
+from rlrun.data.collector import Batch
 from rlrun.errors import UserError
-from rlrun.math.returns import advantages, explained_variance
+from rlrun.math.returns import explained_variance
 from rlrun.math.schedules import linear
+from rlrun.networks.actor_critic import ActorCritic
 from rlrun.networks.optimizers import make_adam
 
 
 @dataclass(kw_only=True, eq=False)
-class PPO(Algorithm):
-    action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+class PPO(OnPolicy):
+    draws: ClassVar[str] = "ppo"
     recurrent: ClassVar[bool] = True
 
-    num_envs: int
-    num_steps: int
     batch_size: int
     num_epochs: int
     learning_rate: float
     learning_rate_end: float
-    gamma: float
-    gae_lambda: float
     clip_range: float
     clip_range_end: float
     clip_value: bool
@@ -54,20 +45,12 @@ class PPO(Algorithm):
     target_kl: float | None
     adam_eps: float
     share_torso: bool
-    log_std_init: float
-    eval_greedy: bool
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check()
-        setup = self.setup
-        self.generator = setup.seeds.torch("ppo", setup.device.torch)
-        self.net = setup.device.place(
-            setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
-        )
-        self.optimizer = make_adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
-        self.collector = setup.make_collector(self.num_envs)
-        self.num_updates = 0
+    def make_net(self) -> ActorCritic:
+        return self.setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return make_adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
 
     def step(self) -> Metrics:
         learning_rate = linear(self.learning_rate, self.learning_rate_end, self.progress)
@@ -83,21 +66,9 @@ class PPO(Algorithm):
             "train/explained_variance": explained_variance(data["old_value"], data["target"]),
         }
 
-    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
-        with self.setup.device.autocast():
-            return self.net.step(obs, state, first, self.generator)
-
-    def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
-        with self.setup.device.autocast():
-            policy, state = self.net.policy(obs, state, first)
-        return policy.mode() if self.eval_greedy else policy.sample(), state
-
-    @torch.no_grad()
     def learning_data(self, batch: Batch) -> Batch:
         """Return what the loss needs: of each of the T B steps, [T B, ...], or of B sequences, [B, T, ...]."""
-        with self.setup.device.autocast():
-            last_value, final_value = self.net.bootstrap_values(batch, self.collector.policy_state)
-        advantage = advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        advantage = self.advantages(batch)
         columns = {
             "action": batch["action"],
             "old_log_prob": batch["log_prob"],
@@ -112,23 +83,17 @@ class PPO(Algorithm):
         seen: list[dict[str, Tensor]] = []
         for _ in range(self.num_epochs):
             self.num_updates += 1
-            for minibatch in self.minibatches(data):
+            for minibatch in minibatches(data, self.minibatch_rows(data), self.generator):
                 loss, parts = self.loss(minibatch, clip_range)
                 seen.append(parts)
                 if self.target_kl is not None and parts["train/approx_kl"] > 1.5 * self.target_kl:
                     return means(seen)
-                self.optimizer.zero_grad()
-                loss.backward()
-                clip_gradients(self.net, self.max_grad_norm)
-                self.optimizer.step()
+                descend(loss, self.net, self.optimizer, self.max_grad_norm)
         return means(seen)
 
-    def minibatches(self, data: Batch) -> list[Batch]:
-        """Split the data at random into minibatches of M = min(batch_size, T B) steps."""
-        size, steps_each = len(data["advantage"]), data["advantage"][0].numel()
-        order = torch.randperm(size, generator=self.generator, device=self.setup.device.torch)
-        parts = order.split(max(1, self.batch_size // steps_each))
-        return [{name: t.index_select(0, i) for name, t in data.items()} for i in parts]
+    def minibatch_rows(self, data: Batch) -> int:
+        """Return how many rows of the data, which are steps or sequences of them, make M = batch_size steps."""
+        return max(1, self.batch_size // data["advantage"][0].numel())
 
     def loss(self, data: Batch, clip_range: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one minibatch and its parts. All of data: M steps, [M, ...] or [M / T, T, ...]."""
@@ -136,7 +101,7 @@ class PPO(Algorithm):
             policy, value = self.net.unroll(data)
         advantage = data["advantage"]
         if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            advantage = normalized(advantage)
 
         log_ratio = policy.log_prob(data["action"]) - data["old_log_prob"]
         ratio = log_ratio.exp()
@@ -163,17 +128,11 @@ class PPO(Algorithm):
             }
         return loss, parts
 
-    def stored_steps(self) -> int:
-        return self.num_envs * self.num_steps
-
     def _check(self) -> None:
-        check_range("algo.num_envs", self.num_envs, 1)
-        check_range("algo.num_steps", self.num_steps, 1)
+        super()._check()
         check_range("algo.num_epochs", self.num_epochs, 1)
         check_range("algo.learning_rate", self.learning_rate, 0)
         check_range("algo.learning_rate_end", self.learning_rate_end, 0)
-        check_range("algo.gamma", self.gamma, 0, 1)
-        check_range("algo.gae_lambda", self.gae_lambda, 0, 1)
         check_range("algo.clip_range", self.clip_range, 0)
         check_range("algo.clip_range_end", self.clip_range_end, 0)
         check_range("algo.entropy_coef", self.entropy_coef, 0)

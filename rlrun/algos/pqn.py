@@ -21,9 +21,10 @@ from rlrun.algos.algorithm import (
     Metrics,
     check_minibatch,
     check_range,
-    clip_gradients,
+    descend,
     set_learning_rate,
 )
+from rlrun.algos.on_policy import minibatches
 from rlrun.data.collector import Batch, State
 from rlrun.math.returns import lambda_returns, next_values
 from rlrun.math.schedules import linear
@@ -69,12 +70,9 @@ class PQN(Algorithm):
         data = self.learning_data(self.batch)
         losses = []
         for _ in range(self.num_epochs):
-            for minibatch in self.minibatches(data):
+            for minibatch in minibatches(data, self.batch_size, self.generator):
                 loss = self.loss(minibatch)
-                self.optimizer.zero_grad()
-                loss.backward()
-                clip_gradients(self.net, self.max_grad_norm)
-                self.optimizer.step()
+                descend(loss, self.net, self.optimizer, self.max_grad_norm)
                 losses.append(loss.detach())
         return metrics | {"train/loss": torch.stack(losses).mean(), "train/q_value": self.batch["value"].mean()}
 
@@ -92,11 +90,6 @@ class PQN(Algorithm):
         )
         data = {"obs": batch["obs"], "action": batch["action"], "target": target}
         return {name: tensor.flatten(0, 1) for name, tensor in data.items()}
-
-    def minibatches(self, data: Batch) -> list[Batch]:
-        """Split the data at random into minibatches of M."""
-        order = torch.randperm(len(data["target"]), generator=self.generator, device=self.setup.device.torch)
-        return [{name: t.index_select(0, i) for name, t in data.items()} for i in order.split(self.batch_size)]
 
     def loss(self, data: Batch) -> Tensor:
         with self.setup.device.autocast():

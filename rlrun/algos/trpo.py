@@ -19,22 +19,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlrun.algos.algorithm import Algorithm, Metrics, check_minibatch, check_range
-from rlrun.data.collector import Batch, State
+from rlrun.algos.algorithm import Metrics, check_minibatch, check_range, descend
+from rlrun.algos.on_policy import OnPolicy, minibatches, normalized
+from rlrun.data.collector import Batch
 from rlrun.errors import UserError
 from rlrun.math.distributions import Distribution
 from rlrun.math.natural_gradient import VectorProduct, assign, conjugate_gradient, fisher_vector_product, flatten
-from rlrun.math.returns import advantages, explained_variance
+from rlrun.math.returns import explained_variance
 from rlrun.networks.actor_critic import ActorCritic
 from rlrun.networks.optimizers import make_adam
 
 
 @dataclass(kw_only=True, eq=False)
-class TRPO(Algorithm):
-    action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+class TRPO(OnPolicy):
+    draws: ClassVar[str] = "trpo"
 
-    num_envs: int
-    num_steps: int
     target_kl: float
     num_cg_iterations: int
     cg_damping: float
@@ -44,25 +43,17 @@ class TRPO(Algorithm):
     batch_size: int
     num_epochs: int
     learning_rate: float
-    gamma: float
-    gae_lambda: float
     normalize_advantage: bool
     adam_eps: float
-    log_std_init: float
-    eval_greedy: bool
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check()
-        setup = self.setup
-        self.generator = setup.seeds.torch("trpo", setup.device.torch)
+    def make_net(self) -> ActorCritic:
         # Two torsos: a step of V must not move the policy out of its trust region.
-        net = ActorCritic(setup.make_torso, setup.action_space, share_torso=False, log_std_init=self.log_std_init)
-        self.net = setup.device.place(net)
+        return self.setup.make_actor_critic(share_torso=False, log_std_init=self.log_std_init)
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Make the optimizer of V; the policy needs none."""
         value_params = [*self.net.value_torso.parameters(), *self.net.value_head.parameters()]
-        self.value_optimizer = make_adam(value_params, lr=self.learning_rate, eps=self.adam_eps)
-        self.collector = setup.make_collector(self.num_envs)
-        self.num_updates = 0
+        return make_adam(value_params, lr=self.learning_rate, eps=self.adam_eps)
 
     def step(self) -> Metrics:
         self.batch = self.collector.collect(self.policy, self.num_steps)
@@ -77,24 +68,12 @@ class TRPO(Algorithm):
             "train/n_updates": self.num_updates,
         }
 
-    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
-        with self.setup.device.autocast():
-            return self.net.act(obs, self.generator), state
-
-    def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
-        with self.setup.device.autocast():
-            policy = self.net.distribution(obs)
-        return policy.mode() if self.eval_greedy else policy.sample(), state
-
-    @torch.no_grad()
     def learning_data(self, batch: Batch) -> Batch:
         """Return what the update needs for each of the N steps, flat: [N, ...]."""
-        with self.setup.device.autocast():
-            last_value, final_value = self.net.value(batch["next_obs"]), self.net.value(batch["final_obs"])
-        advantage = advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        advantage = self.advantages(batch)
         target = advantage + batch["value"]
         if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            advantage = normalized(advantage)
         data = {
             "obs": batch["obs"],
             "action": batch["action"],
@@ -161,29 +140,24 @@ class TRPO(Algorithm):
 
     def fit_value(self, data: Batch) -> Tensor:
         """Regress V on the returns for some epochs, and return the mean loss. All of data: [N, ...]."""
+        returns = {name: data[name] for name in ("obs", "target")}
         losses = []
         for _ in range(self.num_epochs):
-            order = torch.randperm(len(data["obs"]), generator=self.generator, device=self.setup.device.torch)
-            for i in order.split(self.batch_size):
+            for minibatch in minibatches(returns, self.batch_size, self.generator):
                 with self.setup.device.autocast():
-                    value = self.net.value(data["obs"].index_select(0, i))
-                loss = (data["target"].index_select(0, i) - value).square().mean()
-                self.value_optimizer.zero_grad()
-                loss.backward()
-                self.value_optimizer.step()
+                    value = self.net.value(minibatch["obs"])
+                loss = (minibatch["target"] - value).square().mean()
+                descend(loss, self.net, self.optimizer, max_grad_norm=None)
                 losses.append(loss.detach())
         return torch.stack(losses).mean()
 
-    def stored_steps(self) -> int:
-        return self.num_envs * self.num_steps
-
     def _check(self) -> None:
-        for key in ("num_envs", "num_steps", "num_cg_iterations", "num_backtracks", "num_epochs"):
+        super()._check()
+        for key in ("num_cg_iterations", "num_backtracks", "num_epochs"):
             check_range(f"algo.{key}", getattr(self, key), 1)
         for key in ("target_kl", "cg_damping", "learning_rate", "adam_eps"):
             check_range(f"algo.{key}", getattr(self, key), 0)
-        for key in ("backtrack_ratio", "gamma", "gae_lambda"):
-            check_range(f"algo.{key}", getattr(self, key), 0, 1)
+        check_range("algo.backtrack_ratio", self.backtrack_ratio, 0, 1)
         check_range("algo.fisher_fraction", self.fisher_fraction, 0.001, 1)
         rollout = self.num_envs * self.num_steps
         check_minibatch(self.batch_size, rollout)

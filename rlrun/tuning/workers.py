@@ -244,13 +244,14 @@ def _played(config: dict[str, Any], names: Names, judge: Prune, most_steps: int 
 
 def check(arguments: list[str]) -> None:
     """Build what a run needs and throw it away. Raises UserError if the run could not be made."""
-    from rlrun.build import build_agent, check_room, estimate
+    from rlrun.build import build_agent
+    from rlrun.room import check_room, estimate
     from rlrun.trackers import check as check_trackers
 
     config, names = composed(arguments)
     check_trackers(config)
     agent = build_agent(config)
-    check_room(estimate(agent, config), names.folder(config["outputs"]).path)
+    check_room(estimate(agent.algorithm, config), names.folder(config["outputs"]).path)
     agent.close()
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from small_dqn import ALGOS, SMALL, Compose, MakeAgent, make_dqn, run, weights
+from small_dqn import ALGOS, SMALL, make_dqn
+from small_off_policy import Compose, MakeAgent, check_exact_resume, run, weights
 
 from rlrun.algos.dqn import DQN
 from rlrun.build import build_agent
@@ -326,16 +327,4 @@ def test_a_restored_run_goes_on_bit_for_bit(
         assert isinstance(algorithm, DQN)
         return algorithm
 
-    def go_on(dqn: DQN, iterations: int) -> list[Any]:
-        metrics = [{name: float(value) for name, value in dqn.step().items()} for _ in range(iterations)]
-        return [metrics, weights(dqn.net).numpy().tobytes(), weights(dqn.target_net).numpy().tobytes()]
-
-    undisturbed, killed = make("undisturbed", 0), make("killed", 0)
-    go_on(undisturbed, 30)
-    go_on(killed, 30)
-    state = through_disk(killed.state_dict())
-    go_on(killed, 5)
-    resumed = make("killed", 1)
-    resumed.load_state_dict(state)
-    assert resumed.steps == undisturbed.steps > 60  # the replay has gone round
-    assert go_on(resumed, 20) == go_on(undisturbed, 20)
+    check_exact_resume(make, through_disk, before=30)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from small_off_policy import ALGOS, SMALL, Compose, MakeAgent, first, make, run, weights
+from small_off_policy import ALGOS, SMALL, Compose, MakeAgent, check_exact_resume, first, make, run, weights
 
 from rlrun.algos.off_policy import OffPolicy
 from rlrun.build import build_agent
@@ -193,19 +193,7 @@ def test_a_restored_run_goes_on_bit_for_bit(
         assert isinstance(algorithm, OffPolicy)
         return algorithm
 
-    def go_on(algorithm: OffPolicy, iterations: int) -> list[Any]:
-        metrics = [{key: float(value) for key, value in algorithm.step().items()} for _ in range(iterations)]
-        return [metrics, [weights(net).numpy().tobytes() for net in algorithm.networks().values()]]
-
-    undisturbed, killed = make_one("undisturbed", 0), make_one("killed", 0)
-    go_on(undisturbed, 70)
-    go_on(killed, 70)
-    state = through_disk(killed.state_dict())
-    go_on(killed, 5)
-    resumed = make_one("killed", 1)
-    resumed.load_state_dict(state)
-    assert resumed.steps == undisturbed.steps > 60  # the replay has gone round
-    assert go_on(resumed, 20) == go_on(undisturbed, 20)
+    check_exact_resume(make_one, through_disk, before=70)
 
 
 # --- Values that cannot be ----------------------------------------------------------------------------------

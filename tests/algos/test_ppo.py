@@ -131,19 +131,6 @@ def test_advantages_bootstrap_through_truncation_and_not_through_termination(mak
     torch.testing.assert_close(advantage[7], 1 + 0.99 * last_value - batch["value"][7])
 
 
-def test_minibatches_hold_every_step_exactly_once(make_agent: MakeAgent) -> None:
-    ppo = make_ppo(make_agent, "algo.batch_size=4")
-    data = {"advantage": torch.arange(16.0), "tag": torch.arange(16)}
-    orders = []
-    for _ in range(2):
-        parts = ppo.minibatches(data)
-        assert [len(part["tag"]) for part in parts] == [4] * 4
-        assert all(torch.equal(part["advantage"], part["tag"].float()) for part in parts)
-        orders.append(torch.cat([part["tag"] for part in parts]).tolist())
-        assert sorted(orders[-1]) == list(range(16))
-    assert orders[0] != orders[1]
-
-
 def test_learning_rate_and_clip_range_anneal_to_their_ends(make_agent: MakeAgent) -> None:
     ends = ("algo.learning_rate=1e-3", "algo.learning_rate_end=1e-4", "algo.clip_range=0.3", "algo.clip_range_end=0.1")
     ppo = make_ppo(make_agent, "total_steps=64", *ends)

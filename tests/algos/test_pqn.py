@@ -58,19 +58,6 @@ def test_the_loss_is_half_the_mean_squared_error(make_agent: MakeAgent) -> None:
     assert float(pqn.loss(data).detach()) == pytest.approx(sum(e * e for e in errors) / 64, rel=1e-4)
 
 
-def test_minibatches_hold_every_step_exactly_once(make_agent: MakeAgent) -> None:
-    pqn = make_pqn(make_agent)
-    data = {"target": torch.arange(32.0), "action": torch.arange(32)}
-    orders = []
-    for _ in range(2):
-        parts = pqn.minibatches(data)
-        assert [len(part["action"]) for part in parts] == [16, 16]
-        assert all(torch.equal(part["target"], part["action"].float()) for part in parts)
-        orders.append(torch.cat([part["action"] for part in parts]).tolist())
-        assert sorted(orders[-1]) == list(range(32))
-    assert orders[0] != orders[1]
-
-
 def test_there_is_neither_a_replay_nor_a_target_network(make_agent: MakeAgent) -> None:
     pqn = make_pqn(make_agent)
     assert pqn.networks().keys() == {"net"}

@@ -219,7 +219,7 @@ def test_the_value_function_is_fitted_to_the_returns(make_agent: MakeAgent) -> N
 def test_the_value_function_takes_all_its_minibatches(make_agent: MakeAgent) -> None:
     trpo = make_trpo(make_agent, "algo.num_epochs=3")
     steps: list[int] = []
-    trpo.value_optimizer.register_step_pre_hook(lambda *_: steps.append(1))
+    trpo.optimizer.register_step_pre_hook(lambda *_: steps.append(1))
     trpo.step()
     assert len(steps) == 3 * 128 // 32
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_dqn import ALGOS, SMALL, Compose, MakeAgent, make_dqn, run, weights
+from small_dqn import ALGOS, SMALL, make_dqn
+from small_off_policy import Compose, MakeAgent, run, weights
 from torch import Tensor
 
 from rlrun.algos.dqn import DQN

@@ -1,0 +1,92 @@
+"""What algorithms share that learn from what their present policy has just done.
+
+    for iteration = 1, 2, ...:
+        run the policy for T steps in B environments
+        compute the advantages A_1 ... A_T
+        improve the policy and V
+
+Sutton and Barto (2018), "Reinforcement Learning: An Introduction", ch. 13. T time, B environments, M minibatch.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rlrun.algos.algorithm import Algorithm, check_range
+from rlrun.data.collector import Batch, State
+from rlrun.math.returns import advantages
+from rlrun.networks.actor_critic import ActorCritic
+
+
+@dataclass(kw_only=True, eq=False)
+class OnPolicy(Algorithm):
+    """A policy and a state value, the environments that they act in, and how both are used until the update."""
+
+    action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "MultiDiscrete", "Box")
+    draws: ClassVar[str]  # the name of the random generator
+
+    num_envs: int
+    num_steps: int
+    gamma: float
+    gae_lambda: float
+    log_std_init: float
+    eval_greedy: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check()
+        self.generator = self.setup.seeds.torch(self.draws, self.setup.device.torch)
+        self.net = self.setup.device.place(self.make_net())
+        self.optimizer = self.make_optimizer()
+        self.collector = self.setup.make_collector(self.num_envs)
+        self.num_updates = 0
+
+    @abstractmethod
+    def make_net(self) -> ActorCritic:
+        """Make the networks of policy and value."""
+
+    @abstractmethod
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Make the optimizer of the networks."""
+
+    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
+        with self.setup.device.autocast():
+            return self.net.step(obs, state, first, self.generator)
+
+    def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
+        with self.setup.device.autocast():
+            policy, state = self.net.policy(obs, state, first)
+        return policy.mode() if self.eval_greedy else policy.sample(), state
+
+    @torch.no_grad()
+    def advantages(self, batch: Batch) -> Tensor:
+        """Return GAE's advantages [T, B]; at gae_lambda = 1 those are n-step returns less V."""
+        with self.setup.device.autocast():
+            last_value, final_value = self.net.bootstrap_values(batch, self.collector.policy_state)
+        return advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=self.gae_lambda)
+
+    def stored_steps(self) -> int:
+        return self.num_envs * self.num_steps
+
+    def _check(self) -> None:
+        check_range("algo.num_envs", self.num_envs, 1)
+        check_range("algo.num_steps", self.num_steps, 1)
+        check_range("algo.gamma", self.gamma, 0, 1)
+        check_range("algo.gae_lambda", self.gae_lambda, 0, 1)
+
+
+def normalized(advantage: Tensor) -> Tensor:
+    """Return advantages with mean 0 and standard deviation 1."""
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+
+def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Split data, [N, ...] each, at random into minibatches of `size` rows; the last one may be smaller."""
+    first = next(iter(data.values()))
+    order = torch.randperm(len(first), generator=generator, device=first.device)
+    for rows in order.split(size):
+        yield {name: column.index_select(0, rows) for name, column in data.items()}

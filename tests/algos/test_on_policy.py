@@ -1,0 +1,26 @@
+"""Minibatches, of which every on-policy algorithm makes several out of one rollout."""
+
+import pytest
+import torch
+
+from rlrun.algos.on_policy import minibatches, normalized
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(4, [4, 4, 4, 4]), (6, [6, 6, 4]), (20, [16])])
+def test_minibatches_hold_every_row_exactly_once(size: int, lengths: list[int]) -> None:
+    data = {"advantage": torch.arange(16.0), "tag": torch.arange(16)}
+    generator = torch.Generator().manual_seed(0)
+    orders = []
+    for _ in range(2):
+        parts = list(minibatches(data, size, generator))
+        assert [len(part["tag"]) for part in parts] == lengths
+        assert all(torch.equal(part["advantage"], part["tag"].float()) for part in parts)
+        orders.append(torch.cat([part["tag"] for part in parts]).tolist())
+        assert sorted(orders[-1]) == list(range(16))
+    assert orders[0] != orders[1]
+
+
+def test_normalized_advantages_have_mean_0_and_deviation_1() -> None:
+    advantage = normalized(torch.tensor([1.0, 2.0, 6.0]))
+    assert float(advantage.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(advantage.std()) == pytest.approx(1, abs=1e-6)
