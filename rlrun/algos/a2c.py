@@ -53,7 +53,7 @@ class A2C(OnPolicy):
         learning_rate = linear(self.learning_rate, self.learning_rate_end, self.progress)
         set_learning_rate(self.optimizer, learning_rate)
 
-        batch = self.batch = self.collector.collect(self.policy, self.num_steps)
+        batch = self.batch = self.rollout()
         advantage = self.advantages(batch)
         target = advantage + batch["value"]
         if self.normalize_advantage:

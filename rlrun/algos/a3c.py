@@ -147,6 +147,7 @@ class A3C(Algorithm):
         """Return the loss of a rollout at theta', and its parts."""
         net = worker.net
         with torch.no_grad(), self.setup.device.autocast():
+            batch = net.judged(batch)
             last_value, final_value = net.bootstrap_values(batch, worker.collector.policy_state)
         advantage = advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=1.0)  # R_t - V(s_t)
         target = advantage + batch["value"]

@@ -57,6 +57,13 @@ class OnPolicy(Algorithm):
         with self.setup.device.autocast():
             return self.net.step(obs, state, first, self.generator)
 
+    @torch.no_grad()
+    def rollout(self) -> Batch:
+        """Run the policy for T steps in B environments; return what a collector does, with log_prob and value."""
+        batch = self.collector.collect(self.policy, self.num_steps)
+        with self.setup.device.autocast():
+            return self.net.judged(batch)
+
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():
             policy, state = self.net.policy(obs, state, first)

@@ -57,7 +57,7 @@ class PPO(OnPolicy):
         clip_range = linear(self.clip_range, self.clip_range_end, self.progress)
         set_learning_rate(self.optimizer, learning_rate)
 
-        self.batch = self.collector.collect(self.policy, self.num_steps)
+        self.batch = self.rollout()
         data = self.learning_data(self.batch)
         return self.update(data, clip_range) | {
             "train/learning_rate": learning_rate,

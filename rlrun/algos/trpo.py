@@ -56,7 +56,7 @@ class TRPO(OnPolicy):
         return make_adam(value_params, lr=self.learning_rate, eps=self.adam_eps)
 
     def step(self) -> Metrics:
-        self.batch = self.collector.collect(self.policy, self.num_steps)
+        self.batch = self.rollout()
         data = self.learning_data(self.batch)
         metrics = self.improve_policy(data)
         value_loss = self.fit_value(data)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from rlrun.data.rollout import Batch, Rollout
 from rlrun.envs.base import Array, Transition
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
@@ -17,9 +18,8 @@ from rlrun.envs.shaping import Shaping
 from rlrun.errors import RunFailed
 from rlrun.stateful import Stateful
 
-Batch = dict[str, Tensor]
 State = Any  # a recurrent policy's memory; None for the others
-Cut = tuple[list[int], Tensor]  # flat positions t * B + b where episodes were cut short, and their last observations
+Cut = tuple[list[int], Array]  # flat positions t * B + b where episodes were cut short, and their last observations
 Policy = Callable[[Tensor, State, Tensor], tuple[Batch, State]]
 
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
@@ -36,7 +36,7 @@ class Collector(Stateful):
     what it returns; the policy sees normalised ones all the same, and the statistics are kept here.
     """
 
-    transient: ClassVar[frozenset[str]] = frozenset({"storage"})
+    transient: ClassVar[frozenset[str]] = frozenset({"rollout"})
 
     envs: ReplayedEnvs
     normalizer: Normalizer
@@ -62,8 +62,9 @@ class Collector(Stateful):
         self.recent_returns: deque[float] = deque(maxlen=RECENT)
         self.recent_lengths: deque[int] = deque(maxlen=RECENT)
         self.episodes: list[dict[str, float]] = []
-        self.storage: Batch = {}
+        self.rollout = Rollout(torch.device("cpu") if self.raw else self.device)
 
+    @torch.no_grad()
     def collect(self, policy: Policy, num_steps: int) -> Batch:
         """Step T = num_steps times and return what happened.
 
@@ -78,8 +79,9 @@ class Collector(Stateful):
         cuts: list[Cut] = []
         for t in range(num_steps):
             self._step(policy, t, num_steps, cuts)
-        return self._batch(self.storage, cuts)
+        return self._batch(num_steps, cuts)
 
+    @torch.no_grad()
     def collect_episodes(self, policy: Policy, count: int) -> Batch:
         """Play `count` episodes of the only environment, from here to the last one's end; return what `collect` does.
 
@@ -98,7 +100,7 @@ class Collector(Stateful):
                     f"an episode has not ended after {LONGEST_EPISODE:,} steps, and this algorithm learns from whole "
                     "episodes: give the environment a limit, such as env.max_episode_steps=1000"
                 )
-        return self._batch({name: rows[:t] for name, rows in self.storage.items()}, cuts)
+        return self._batch(t, cuts)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
@@ -114,36 +116,39 @@ class Collector(Stateful):
         """Return the memory that one stored environment step takes, without the policy's extras."""
         return self.obs[0].nbytes + 16
 
-    def _step(self, policy: Policy, t: int, num_steps: int, cuts: list[Cut]) -> None:
-        """Step once and store what happened as row t of num_steps; episodes that are cut short go to `cuts`."""
-        obs, first = self._to_policy(self.obs), torch.from_numpy(self.first).to(self.device)
-        with torch.no_grad():
-            extras, self.policy_state = policy(obs, self.policy_state, first)
-        transition = self.envs.step(extras["action"].cpu().numpy())
+    def _step(self, policy: Policy, t: int, room: int, cuts: list[Cut]) -> None:
+        """Step once and write what happened as row t of `room`; episodes that are cut short go to `cuts`."""
+        seen = self._seen(self.obs)
+        obs, first = torch.from_numpy(seen).to(self.device), torch.from_numpy(self.first).to(self.device)
+        extras, self.policy_state = policy(obs, self.policy_state, first)
+        transition = self.envs.step(extras["action"].numpy(force=True))
         ended = transition.terminated | transition.truncated
+        on_cpu = self.raw or self.device.type == "cpu"
         row = {
-            "obs": self._stored(self.obs),
-            "first": first,
-            "reward": torch.from_numpy(self._learner_reward(transition, ended)),
-            "terminated": torch.from_numpy(transition.terminated),
-            "truncated": torch.from_numpy(transition.truncated),
-            "over": torch.from_numpy(transition.over),
-            **extras,
+            "obs": self._stored(self.obs) if self.raw else seen if on_cpu else obs,
+            "first": self.first,
+            "reward": self._learner_reward(transition, ended),
+            "terminated": transition.terminated,
+            "truncated": transition.truncated,
+            "over": transition.over,
+            **{name: extra.numpy(force=True) if on_cpu else extra for name, extra in extras.items()},
         }
-        self._store(t, num_steps, row)
+        self.rollout.write(t, room, row)
         if transition.truncated.any():
             cut = np.flatnonzero(transition.truncated)
             cuts.append(((t * self.num_envs + cut).tolist(), self._stored(transition.obs[cut])))
         self._advance(transition, ended)
 
-    def _batch(self, rows: Batch, cuts: list[Cut]) -> Batch:
+    def _batch(self, num_steps: int, cuts: list[Cut]) -> Batch:
+        device = self.rollout.device
         next_obs = self._stored(self.obs)
+        final_obs = np.concatenate([obs for _, obs in cuts]) if cuts else next_obs[:0]
         final_index = [k for positions, _ in cuts for k in positions]
         return {
-            **rows,
-            "next_obs": next_obs,
-            "final_obs": torch.cat([obs for _, obs in cuts]) if cuts else next_obs[:0],
-            "final_index": torch.tensor(final_index, dtype=torch.int64, device=next_obs.device),
+            **self.rollout.read(num_steps),
+            "next_obs": torch.from_numpy(next_obs).to(device),
+            "final_obs": torch.from_numpy(final_obs).to(device),
+            "final_index": torch.tensor(final_index, dtype=torch.int64, device=device),
         }
 
     def _advance(self, transition: Transition, ended: Array) -> None:
@@ -170,11 +175,13 @@ class Collector(Stateful):
             self.normalizer.update_obs(obs)
         return obs
 
-    def _to_policy(self, obs: Array) -> Tensor:
-        return to_policy(obs, self.normalizer if self.normalize_obs else None, self.device)
+    def _seen(self, obs: Array) -> Array:
+        """Return observations as the policy sees them."""
+        return as_seen(obs, self.normalizer if self.normalize_obs else None)
 
-    def _stored(self, obs: Array) -> Tensor:
-        return to_policy(obs, None, torch.device("cpu")) if self.raw else self._to_policy(obs)
+    def _stored(self, obs: Array) -> Array:
+        """Return observations as the learner gets them."""
+        return as_seen(obs, None) if self.raw else self._seen(obs)
 
     def _learner_reward(self, transition: Transition, ended: Array) -> Array:
         reward = transition.reward
@@ -188,28 +195,20 @@ class Collector(Stateful):
             reward = reward if self.raw else scaled
         return reward.astype(np.float32)
 
-    def _store(self, t: int, num_steps: int, row: Batch) -> None:
-        device = torch.device("cpu") if self.raw else self.device
-        for name, value in row.items():
-            rows = self.storage.get(name)
-            if rows is None or len(rows) != num_steps:
-                rows = torch.empty((num_steps, *value.shape), dtype=value.dtype, device=device)
-                self.storage[name] = rows
-            rows[t].copy_(value)
-
     def _room(self, t: int) -> int:
         """Return for how many steps there is room: more than t, twice as many where t steps have filled it."""
-        room = len(self.storage["over"]) if self.storage else FIRST_ROOM
-        if t < room:
-            return room
-        self.storage = {name: torch.cat([rows, torch.empty_like(rows)]) for name, rows in self.storage.items()}
-        return 2 * room
+        if t and t == self.rollout.room():
+            self.rollout.double()
+        return self.rollout.room() or FIRST_ROOM
 
 
 def to_policy(obs: Array, normalizer: Normalizer | None, device: torch.device) -> Tensor:
     """Return observations as a policy takes them: bytes stay bytes, all else is float32 or int64."""
+    return torch.from_numpy(as_seen(obs, normalizer)).to(device)
+
+
+def as_seen(obs: Array, normalizer: Normalizer | None) -> Array:
+    """Return observations normalised, if they are to be, and in one of those types."""
     if normalizer is not None:
-        obs = normalizer.obs(obs)
-    elif obs.dtype == np.float64:
-        obs = obs.astype(np.float32)
-    return torch.from_numpy(obs).to(device)
+        return normalizer.obs(obs)
+    return obs.astype(np.float32) if obs.dtype == np.float64 else obs

@@ -185,7 +185,7 @@ class GymEnvs:
         """Shape the policy's actions for the environments: clipped where continuous, counted from start."""
         space = self.action_space
         if isinstance(space, spaces.Box):
-            return np.clip(action.reshape(self.num_envs, *space.shape), space.low, space.high)
+            return np.minimum(np.maximum(action.reshape(self.num_envs, *space.shape), space.low), space.high)
         if isinstance(space, spaces.Discrete):
             return (action + space.start).tolist()
         return action + space.start if isinstance(space, spaces.MultiDiscrete) else action

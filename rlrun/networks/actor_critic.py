@@ -14,6 +14,8 @@ MakeTorso = Callable[[], Torso]
 Batch = dict[str, Tensor]
 Memory = Tensor | None  # of a recurrent network, see recurrent.py
 
+JUDGED_AT_ONCE = 1_024  # steps; all of a rollout of images would need much memory
+
 
 class ActorCritic(nn.Module):
     """pi(a|s) and V(s).
@@ -47,7 +49,9 @@ class ActorCritic(nn.Module):
         return self._value(self.value_torso(obs))
 
     def act(self, obs: Tensor, generator: torch.Generator) -> Batch:
-        """Sample an action, with what an on-policy update needs to know about it."""
+        """Sample an action, with its log-probability and V on a shared torso, where they cost next to nothing."""
+        if self.value_torso is not self.policy_torso:
+            return {"action": self.distribution(obs).sample(generator)}
         policy, value = self(obs)
         return sampled(policy, value, generator)
 
@@ -60,6 +64,21 @@ class ActorCritic(nn.Module):
     def policy(self, obs: Tensor, memory: Memory, first: Tensor) -> tuple[Distribution, Memory]:
         """Return the action distribution and the memory after it."""
         return self.distribution(obs), memory
+
+    def judged(self, batch: Batch) -> Batch:
+        """Return a rollout with log_prob and value of each step, [T, B]: all at once what acting has left out."""
+        if "value" in batch:
+            return batch
+        judgements = []
+        for obs, action in zip(
+            batch["obs"].flatten(0, 1).split(JUDGED_AT_ONCE),
+            batch["action"].flatten(0, 1).split(JUDGED_AT_ONCE),
+            strict=True,
+        ):
+            policy, value = self(obs)
+            judgements.append((policy.log_prob(action), value))
+        log_prob, value = (torch.cat(parts).view(batch["first"].shape) for parts in zip(*judgements, strict=True))
+        return {**batch, "log_prob": log_prob, "value": value}
 
     def bootstrap_values(self, batch: Batch, memory: Memory) -> tuple[Tensor, Tensor]:
         """Return V after a rollout, [B], and V of the last observations of the K episodes cut short in it, [K].

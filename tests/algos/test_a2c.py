@@ -66,7 +66,7 @@ def test_the_gradient_is_that_of_the_papers_algorithm(overrides: tuple[str, ...]
     a2c, twin = make_a2c(make_agent, *options, env=env), make_a2c(make_agent, *options, env=env)
     actual = gradient_of_a_step(a2c)
 
-    batch = twin.collector.collect(twin.policy, 11)
+    batch = twin.rollout()
     with torch.no_grad():
         last_value, final_value = twin.net.value(batch["next_obs"]), twin.net.value(batch["final_obs"])
     returns = n_step_returns(batch, last_value, final_value, 0.9)

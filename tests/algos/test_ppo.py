@@ -24,7 +24,7 @@ def make_ppo(make_agent: MakeAgent, *overrides: str, env: str = "cartpole") -> P
 
 def rollout(ppo: PPO) -> dict[str, Tensor]:
     """Return the data of one rollout, as the losses get it."""
-    return ppo.learning_data(ppo.collector.collect(ppo.policy, ppo.num_steps))
+    return ppo.learning_data(ppo.rollout())
 
 
 def gradient(ppo: PPO, loss: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def test_a_step_that_moved_too_far_in_the_advantages_favour_gets_no_gradient(mak
 
 def test_advantages_bootstrap_through_truncation_and_not_through_termination(make_agent: MakeAgent) -> None:
     ppo = make_ppo(make_agent, "env.max_episode_steps=5", "algo.gae_lambda=0")
-    batch = ppo.collector.collect(ppo.policy, ppo.num_steps)
+    batch = ppo.rollout()
     data = ppo.learning_data(batch)
     with torch.no_grad():
         final_value, last_value = ppo.net.value(batch["final_obs"]), ppo.net.value(batch["next_obs"])

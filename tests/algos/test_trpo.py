@@ -53,7 +53,7 @@ def make_trpo(make_agent: MakeAgent, *overrides: str, env: str = "discrete") -> 
 
 def rollout(trpo: TRPO) -> tuple[dict[str, Tensor], Distribution]:
     """Return the data of one rollout, and the policy that made it."""
-    data = trpo.learning_data(trpo.collector.collect(trpo.policy, trpo.num_steps))
+    data = trpo.learning_data(trpo.rollout())
     with torch.no_grad():
         return data, trpo.net.distribution(data["obs"])
 

@@ -40,17 +40,24 @@ def test_forward_agrees_with_distribution_and_value(share_torso: bool, space: An
     assert torch.equal(policy.log_prob(action), net.distribution(obs).log_prob(action))
 
 
-def test_an_action_comes_with_its_own_log_prob_and_value(space: Any) -> None:
-    net, obs = network(space), torch.randn(7, 3)
-    acted = net.act(obs, torch.Generator().manual_seed(0))
-    policy, value = net(obs)
-    assert acted["action"].shape[0] == 7
+@pytest.mark.parametrize("share_torso", [False, True])
+def test_an_action_gets_its_own_log_prob_and_value_now_or_with_all_others(share_torso: bool, space: Any) -> None:
+    net, obs = network(space, share_torso=share_torso), torch.randn(5, 300, 3)  # more than are judged at once
+    acted = net.act(obs[0], torch.Generator().manual_seed(0))
+    assert ("value" in acted) == ("log_prob" in acted) == share_torso
+    assert acted["action"].shape[0] == 300
     assert acted["action"][0].numel() == (
         spaces.flatdim(space) if isinstance(space, spaces.Box) else space.shape[0] if space.shape else 1
     )
-    assert torch.equal(acted["log_prob"], policy.log_prob(acted["action"]))
-    assert acted["log_prob"].shape == (7,)
-    assert torch.equal(acted["value"], value)
+    generator = torch.Generator().manual_seed(0)
+    rows = [net.act(row, generator) for row in obs]
+    columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = net.judged({"obs": obs, "first": torch.zeros(5, 300, dtype=torch.bool), **columns})
+    policy, value = net(obs.flatten(0, 1))
+    assert torch.equal(batch["action"][0], acted["action"])
+    torch.testing.assert_close(batch["log_prob"].flatten(), policy.log_prob(batch["action"].flatten(0, 1)))
+    torch.testing.assert_close(batch["value"].flatten(), value)
+    assert batch["log_prob"].shape == batch["value"].shape == (5, 300)
 
 
 def test_actions_are_drawn_from_the_given_generator_alone(space: Any) -> None:
