@@ -93,7 +93,8 @@ def build_agent(config: dict[str, Any], folder: Path | None = None) -> Agent:
         algorithm = _locate(config["algo"]["_target_"])(setup=setup, **_arguments(config["algo"]))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"algo={config['algo']['_target_']} cannot be built on env={spec.name}: {error}") from error
-    device.choose_threads(sum(p.numel() for m in algorithm.networks().values() for p in m.parameters()))
+    num_weights = sum(p.numel() for m in algorithm.networks().values() for p in m.parameters())
+    device.choose_threads(num_weights, algorithm.threads_at_once())
     return Agent(algorithm=algorithm, spec=spec, device=device, seeds=seeds)
 
 

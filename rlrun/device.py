@@ -3,7 +3,8 @@
 import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -56,11 +57,15 @@ class Device:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         _keep_freed_memory()
 
-    def choose_threads(self, num_weights: int) -> None:
-        """Set the number of CPU threads for training networks of this size in all."""
+    def choose_threads(self, num_weights: int, at_once: int = 1) -> None:
+        """Set the number of CPU threads for training networks of this size in all.
+
+        `at_once`: so many computations run at the same time, and each gets its part of the cores.
+        """
         share = os.environ.get(CORES)  # in a sweep that runs several at once
         all_cores = int(share) if share else len(os.sched_getaffinity(0))
-        torch.set_num_threads(self.threads or (all_cores if num_weights >= WORTH_SEVERAL_THREADS else 1))
+        several = max(1, all_cores // at_once)
+        torch.set_num_threads(self.threads or (several if num_weights >= WORTH_SEVERAL_THREADS else 1))
 
     @property
     def torch(self) -> torch.device:
@@ -80,6 +85,16 @@ class Device:
         if self.precision == "bf16":
             return torch.autocast(self.kind, torch.bfloat16)
         return nullcontext()
+
+    @contextmanager
+    def constant_weights(self) -> Iterator[None]:
+        """Let autocast cast each weight once in this block instead of in each forward pass; no weight may change."""
+        torch.autocast_increment_nesting()
+        try:
+            yield
+        finally:
+            if torch.autocast_decrement_nesting() == 0:
+                torch.clear_autocast_cache()
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what, besides code and configuration, decides the bits of a result."""

@@ -105,3 +105,24 @@ def test_the_fingerprint_tells_the_number_of_threads_and_the_processor() -> None
     assert (one["threads"], two["threads"]) == (1, 2)
     assert one["processor"]
     assert one["vector_instructions"]
+
+
+def test_weights_that_stay_are_cast_once_and_no_longer_than_that() -> None:
+    bf16 = device(precision="bf16")
+    layer, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+
+    def output() -> torch.Tensor:
+        with torch.no_grad(), bf16.autocast():
+            return layer(x)
+
+    with bf16.constant_weights():
+        before = output()
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.bias.zero_()
+        assert torch.equal(output(), before)  # the cast ones of before: that is why no weight may change
+    assert not output().any()
+    with bf16.autocast():
+        loss = layer(x).float().sum()
+    loss.backward()
+    assert layer.weight.grad is not None

@@ -32,6 +32,10 @@ ENVS = {
 ALGOS = {
     "ppo": ["algo=ppo", "algo.num_envs=4", "algo.num_steps=32", "algo.batch_size=64", "algo.num_epochs=2"],
     "a2c": ["algo=a2c", "algo.num_envs=4", "algo.num_steps=8"],
+    "ppo ahead": [
+        *("algo=ppo", "algo.num_envs=4", "algo.num_steps=32", "algo.batch_size=64", "algo.num_epochs=2"),
+        "algo.overlap=true",
+    ],
 }
 
 # Rings of 2,048 slots or few more, of which 300 steps are within reach: they go round several times.

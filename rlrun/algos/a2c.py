@@ -21,7 +21,7 @@ from rlrun.math.policy_gradient import actor_critic_loss
 from rlrun.math.returns import explained_variance
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import ActorCritic
-from rlrun.networks.optimizers import RMSpropTF, make_adam
+from rlrun.networks.optimizers import Adam, RMSpropTF
 
 
 @dataclass(kw_only=True, eq=False)
@@ -46,7 +46,7 @@ class A2C(OnPolicy):
     def make_optimizer(self) -> torch.optim.Optimizer:
         params = self.net.parameters()
         if self.optimizer_name == "adam":
-            return make_adam(params, lr=self.learning_rate, eps=self.optimizer_eps)
+            return Adam(params, lr=self.learning_rate, eps=self.optimizer_eps)
         return RMSpropTF(params, lr=self.learning_rate, alpha=self.rmsprop_alpha, eps=self.optimizer_eps)
 
     def step(self) -> Metrics:
@@ -72,7 +72,7 @@ class A2C(OnPolicy):
             entropy_coef=self.entropy_coef,
             value_coef=self.value_coef,
         )
-        descend(loss, self.net, self.optimizer, self.max_grad_norm)
+        descend(loss, self.optimizer, self.max_grad_norm)
         self.num_updates += 1
         return {
             **parts,

@@ -137,7 +137,7 @@ class A3C(Algorithm):
         loss, metrics = self.loss(worker, batch)
         worker.net.zero_grad()
         loss.backward()
-        clip_gradients(worker.net, self.max_grad_norm)
+        clip_gradients(worker.net.parameters(), self.max_grad_norm)
         for shared, own in zip(self.net.parameters(), worker.net.parameters(), strict=True):
             shared.grad = own.grad
         self.optimizer.step()

@@ -24,7 +24,7 @@ from rlrun.algos.algorithm import Algorithm, Metrics, check_range, descend, set_
 from rlrun.data.collector import Batch, State
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import make_actor, make_critic
-from rlrun.networks.optimizers import RMSpropTF, make_adam
+from rlrun.networks.optimizers import Adam, RMSpropTF
 
 
 @dataclass(kw_only=True, eq=False)
@@ -64,7 +64,7 @@ class OneStepActorCritic(Algorithm):
         if self.optimizer_name == "sgd":
             return torch.optim.SGD(net.parameters(), lr=learning_rate)
         if self.optimizer_name == "adam":
-            return make_adam(net.parameters(), lr=learning_rate, eps=self.optimizer_eps)
+            return Adam(net.parameters(), lr=learning_rate, eps=self.optimizer_eps)
         return RMSpropTF(net.parameters(), lr=learning_rate, alpha=0.99, eps=self.optimizer_eps)
 
     def step(self) -> Metrics:
@@ -83,8 +83,8 @@ class OneStepActorCritic(Algorithm):
         objective = policy.log_prob(batch["action"][0]) * td_error.detach() + self.entropy_coef * entropy
         actor_loss = -(weight * objective).mean()
         critic_loss = 0.5 * td_error.square().mean()
-        descend(critic_loss, self.critic, self.critic_optimizer, self.max_grad_norm)
-        descend(actor_loss, self.actor, self.actor_optimizer, self.max_grad_norm)
+        descend(critic_loss, self.critic_optimizer, self.max_grad_norm)
+        descend(actor_loss, self.actor_optimizer, self.max_grad_norm)
         self.num_updates += 1
         return {
             "train/loss": (actor_loss + critic_loss).detach(),

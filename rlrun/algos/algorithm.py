@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -115,6 +115,10 @@ class Algorithm(Stateful, ABC):
         """Return how many more copies of the weights than `networks` tells of are in memory and in a checkpoint."""
         return 0
 
+    def threads_at_once(self) -> int:
+        """Return how many threads of its own compute at the same time; the processor's cores are shared out."""
+        return 1
+
     def must_save(self) -> bool:
         """Say whether a checkpoint is due now, whatever the cadence, because a replay's slack runs out."""
         return any(replay.ring.must_save() for replay in self.setup.replays)
@@ -185,18 +189,26 @@ def check_minibatch(batch_size: int, rollout: int, sequence: int = 1) -> None:
     raise UserError(f"algo.batch_size={batch_size} must divide num_envs * num_steps = {rollout}{whole}; try {best}")
 
 
-def clip_gradients(module: nn.Module, max_norm: float | None) -> None:
-    """Scale the gradients down to a total norm of `max_norm`; null leaves them alone."""
-    if max_norm is not None:
-        nn.utils.clip_grad_norm_(module.parameters(), max_norm, foreach=True)
-
-
-def descend(loss: Tensor, net: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
-    """Take one step of the optimizer, which has the network's weights, down the gradient of the loss."""
-    optimizer.zero_grad()
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
+    """Take one step of the optimizer down the gradient of the loss by its weights."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for weight in weights:
+        weight.grad = None
     loss.backward()
-    clip_gradients(net, max_grad_norm)
+    clip_gradients(weights, max_grad_norm)
     optimizer.step()
+
+
+def clip_gradients(weights: Iterable[Tensor], max_norm: float | None) -> None:
+    """Scale the gradients down to a total norm of `max_norm`; null leaves them alone.
+
+    As torch's clip_grad_norm_, which takes twice as long for the gradients of a small network.
+    """
+    if max_norm is None:
+        return
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -33,7 +33,7 @@ from rlrun.algos.ppo import means
 from rlrun.data.collector import Batch, State
 from rlrun.math.distributions import Distribution
 from rlrun.math.schedules import linear
-from rlrun.networks.optimizers import make_adam
+from rlrun.networks.optimizers import Adam
 
 
 @dataclass(kw_only=True, eq=False)
@@ -68,7 +68,7 @@ class BC(Algorithm):
         )
         for name, parameter in self.net.named_parameters():
             parameter.requires_grad_(self.learn_std or not name.endswith("log_std"))
-        self.optimizer = make_adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
+        self.optimizer = Adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
         self.collector = setup.make_collector(self.num_envs)
         self.teacher: Expert = make_expert(self.expert, self.expert_checkpoint, self.expert_greedy, self.env_id, setup)
         self.num_updates = 0
@@ -87,7 +87,7 @@ class BC(Algorithm):
         for _ in range(self.num_epochs):
             for minibatch in minibatches(data, self.batch_size, self.generator):
                 loss, parts = self.loss(minibatch)
-                descend(loss, self.net, self.optimizer, self.max_grad_norm)
+                descend(loss, self.optimizer, self.max_grad_norm)
                 seen.append(parts)
             self.num_updates += 1
         return means(seen) | metrics | {"train/learning_rate": learning_rate, "train/n_updates": self.num_updates}

@@ -26,7 +26,7 @@ from rlrun.data.collector import Batch, State
 from rlrun.math.noise import ornstein_uhlenbeck
 from rlrun.networks.bounded import DeterministicActor
 from rlrun.networks.critics import ContinuousCritics
-from rlrun.networks.optimizers import make_adam
+from rlrun.networks.optimizers import Adam
 from rlrun.networks.target import frozen, make_target, polyak_update
 
 
@@ -51,8 +51,8 @@ class DDPG(OffPolicy):
         critics = ContinuousCritics(setup.make_torso, setup.obs_space, space, self.num_critics)
         self.critics = setup.device.place(critics)
         self.target_actor, self.target_critics = make_target(self.actor), make_target(self.critics)
-        self.actor_optimizer = make_adam(self.actor.parameters(), self.learning_rate, eps=1e-8)
-        self.critic_optimizer = make_adam(self.critics.parameters(), self.critic_learning_rate, eps=1e-8)
+        self.actor_optimizer = Adam(self.actor.parameters(), self.learning_rate, eps=1e-8)
+        self.critic_optimizer = Adam(self.critics.parameters(), self.critic_learning_rate, eps=1e-8)
 
     def update(self) -> Metrics:
         self.batch = self.replay.sample(self.batch_size)
@@ -66,7 +66,7 @@ class DDPG(OffPolicy):
         with self.setup.device.autocast():
             q = self.critics(batch["obs"], batch["action"])  # [E, M]
         loss = (q - target).square().mean(1).sum()
-        descend(loss, self.critics, self.critic_optimizer, max_grad_norm=None)
+        descend(loss, self.critic_optimizer, max_grad_norm=None)
         return {"train/loss": loss.detach(), "train/critic_loss": loss.detach(), "train/q_value": q.detach().mean()}
 
     def next_value(self, next_obs: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class DDPG(OffPolicy):
         with frozen(self.critics), self.setup.device.autocast():
             q = self.critics(batch["obs"], self.actor(batch["obs"]), count=1)
         loss = -q.mean()
-        descend(loss, self.actor, self.actor_optimizer, max_grad_norm=None)
+        descend(loss, self.actor_optimizer, max_grad_norm=None)
         return {"train/actor_loss": loss.detach()}
 
     def update_targets(self) -> None:

@@ -34,7 +34,7 @@ from rlrun.data.replay import Replay
 from rlrun.errors import UserError
 from rlrun.math.schedules import crossed, linear
 from rlrun.networks.noisy import quiet, resample
-from rlrun.networks.optimizers import RMSpropTF, make_adam
+from rlrun.networks.optimizers import Adam, RMSpropTF
 from rlrun.networks.q_network import QNetwork
 from rlrun.networks.target import make_target
 
@@ -76,7 +76,7 @@ class DQN(OffPolicy):
     def make_optimizer(self) -> torch.optim.Optimizer:
         weights = self.net.parameters()
         if self.optimizer_name == "adam":
-            return make_adam(weights, lr=self.learning_rate, eps=self.optimizer_eps)
+            return Adam(weights, lr=self.learning_rate, eps=self.optimizer_eps)
         return RMSpropTF(
             weights, lr=self.learning_rate, alpha=0.95, eps=self.optimizer_eps, square_init=0.0, centered=True
         )
@@ -133,7 +133,7 @@ class DQN(OffPolicy):
         with self.setup.device.autocast():
             losses, surprise, q_value = self.losses(self.batch)
         loss = (losses * self.batch["weight"]).mean() if "weight" in self.batch else losses.mean()
-        descend(loss, self.net, self.optimizer, self.max_grad_norm)
+        descend(loss, self.optimizer, self.max_grad_norm)
         if isinstance(self.replay, PrioritizedReplay):
             self.replay.update(self.batch["place"], surprise)
         return {"train/loss": loss.detach(), "train/q_value": q_value.detach()}

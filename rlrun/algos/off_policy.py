@@ -53,7 +53,8 @@ class OffPolicy(Algorithm):
         """Choose actions [B, *act] as the learner does: at random while `warming_up`; otherwise as `act`."""
 
     def step(self) -> Metrics:
-        self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
+        with self.setup.device.constant_weights():
+            self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
         metrics: Metrics = {}
         if not self.warming_up and len(self.replay) >= self.batch_size:
             for _ in range(self.num_updates):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlrun.algos.algorithm import Algorithm, check_range
-from rlrun.data.collector import Batch, State
+from rlrun.data.collector import Batch, Policy, State
 from rlrun.math.returns import advantages
 from rlrun.networks.actor_critic import ActorCritic
 
@@ -57,24 +57,33 @@ class OnPolicy(Algorithm):
         with self.setup.device.autocast():
             return self.net.step(obs, state, first, self.generator)
 
-    @torch.no_grad()
     def rollout(self) -> Batch:
-        """Run the policy for T steps in B environments; return what a collector does, with log_prob and value."""
-        batch = self.collector.collect(self.policy, self.num_steps)
-        with self.setup.device.autocast():
-            return self.net.judged(batch)
+        """Run the policy for T steps in B environments; return what `played` does."""
+        return self.played(self.net, self.policy)
+
+    @torch.no_grad()
+    def played(self, net: ActorCritic, policy: Policy) -> Batch:
+        """Run a policy, which is that of `net`, for T steps; return what a collector does, and what `net` thinks of it.
+
+        That is log_prob and value: [T, B], and V of next_obs and final_obs: last_value [B] and final_value [K].
+        """
+        device = self.setup.device
+        with device.constant_weights():
+            batch = self.collector.collect(policy, self.num_steps)
+        with device.autocast():
+            batch = net.judged(batch)
+            last_value, final_value = net.bootstrap_values(batch, self.collector.policy_state)
+        return {**batch, "last_value": last_value, "final_value": final_value}
 
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():
             policy, state = self.net.policy(obs, state, first)
         return policy.mode() if self.eval_greedy else policy.sample(), state
 
-    @torch.no_grad()
     def advantages(self, batch: Batch) -> Tensor:
         """Return GAE's advantages [T, B]; at gae_lambda = 1 those are n-step returns less V."""
-        with self.setup.device.autocast():
-            last_value, final_value = self.net.bootstrap_values(batch, self.collector.policy_state)
-        return advantages(batch, last_value, final_value, gamma=self.gamma, gae_lambda=self.gae_lambda)
+        values = batch["last_value"], batch["final_value"]
+        return advantages(batch, *values, gamma=self.gamma, gae_lambda=self.gae_lambda)
 
     def stored_steps(self) -> int:
         return self.num_envs * self.num_steps

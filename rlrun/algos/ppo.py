@@ -10,12 +10,14 @@ paper leaves out follow Baselines' ppo2, as listed by Huang et al. (2022), "The 
 of Proximal Policy Optimization". T time, B environments, M minibatch.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from rlrun.algos.ahead import Ahead
 from rlrun.algos.algorithm import Metrics, check_minibatch, check_range, descend, set_learning_rate
 from rlrun.algos.on_policy import OnPolicy, minibatches, normalized
 from rlrun.data.collector import Batch
@@ -23,7 +25,7 @@ from rlrun.errors import UserError
 from rlrun.math.returns import explained_variance
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import ActorCritic
-from rlrun.networks.optimizers import make_adam
+from rlrun.networks.optimizers import Adam
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,21 +47,28 @@ class PPO(OnPolicy):
     target_kl: float | None
     adam_eps: float
     share_torso: bool
+    overlap: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ahead = Ahead(self) if self.overlap else None
 
     def make_net(self) -> ActorCritic:
         return self.setup.make_actor_critic(share_torso=self.share_torso, log_std_init=self.log_std_init)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        return make_adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
+        return Adam(self.net.parameters(), lr=self.learning_rate, eps=self.adam_eps)
 
     def step(self) -> Metrics:
         learning_rate = linear(self.learning_rate, self.learning_rate_end, self.progress)
         clip_range = linear(self.clip_range, self.clip_range_end, self.progress)
         set_learning_rate(self.optimizer, learning_rate)
 
-        self.batch = self.rollout()
+        self.batch = self.rollout() if self.ahead is None else self.ahead.take()
         data = self.learning_data(self.batch)
-        return self.update(data, clip_range) | {
+        with nullcontext() if self.ahead is None else self.ahead.collecting():
+            metrics = self.update(data, clip_range)
+        return metrics | {
             "train/learning_rate": learning_rate,
             "train/clip_range": clip_range,
             "train/n_updates": self.num_updates,
@@ -88,7 +97,7 @@ class PPO(OnPolicy):
                 seen.append(parts)
                 if self.target_kl is not None and parts["train/approx_kl"] > 1.5 * self.target_kl:
                     return means(seen)
-                descend(loss, self.net, self.optimizer, self.max_grad_norm)
+                descend(loss, self.optimizer, self.max_grad_norm)
         return means(seen)
 
     def minibatch_rows(self, data: Batch) -> int:
@@ -127,6 +136,15 @@ class PPO(OnPolicy):
                 "train/clip_fraction": ((ratio - 1).abs() > clip_range).float().mean(),
             }
         return loss, parts
+
+    def copies(self) -> int:
+        return 1 if self.overlap else 0
+
+    def stored_steps(self) -> int:
+        return super().stored_steps() * (2 if self.overlap else 1)
+
+    def threads_at_once(self) -> int:
+        return 2 if self.overlap else 1
 
     def _check(self) -> None:
         super()._check()

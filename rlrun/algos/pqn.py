@@ -72,7 +72,7 @@ class PQN(Algorithm):
         for _ in range(self.num_epochs):
             for minibatch in minibatches(data, self.batch_size, self.generator):
                 loss = self.loss(minibatch)
-                descend(loss, self.net, self.optimizer, self.max_grad_norm)
+                descend(loss, self.optimizer, self.max_grad_norm)
                 losses.append(loss.detach())
         return metrics | {"train/loss": torch.stack(losses).mean(), "train/q_value": self.batch["value"].mean()}
 

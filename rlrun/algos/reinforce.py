@@ -26,7 +26,7 @@ from rlrun.data.collector import Batch, State
 from rlrun.math.returns import explained_variance, lambda_returns
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import make_actor, make_critic
-from rlrun.networks.optimizers import make_adam
+from rlrun.networks.optimizers import Adam
 
 
 @dataclass(kw_only=True, eq=False)
@@ -65,7 +65,7 @@ class Reinforce(Algorithm):
     def make_optimizer(self, net: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         if self.optimizer_name == "nadam":
             return torch.optim.NAdam(net.parameters(), lr=learning_rate, eps=self.optimizer_eps)
-        return make_adam(net.parameters(), lr=learning_rate, eps=self.optimizer_eps)
+        return Adam(net.parameters(), lr=learning_rate, eps=self.optimizer_eps)
 
     def step(self) -> Metrics:
         learning_rate = linear(self.learning_rate, self.learning_rate_end, self.progress)
@@ -84,7 +84,7 @@ class Reinforce(Algorithm):
         if self.discount_updates:
             objective = objective * self.gamma ** time_in_episode(batch["first"].squeeze(1))
         loss = -objective.sum() / self.episodes_per_update
-        descend(loss, self.policy_net, self.optimizer, self.max_grad_norm)
+        descend(loss, self.optimizer, self.max_grad_norm)
         self.num_updates += 1
         metrics: Metrics = {
             "train/loss": loss.detach(),
@@ -136,7 +136,7 @@ class Reinforce(Algorithm):
                     "train/value_loss": loss.detach(),
                     "train/explained_variance": explained_variance(value.detach(), returns),
                 }
-            descend(loss, self.value_net, self.value_optimizer, self.max_grad_norm)
+            descend(loss, self.value_optimizer, self.max_grad_norm)
         return metrics
 
     def acting_networks(self) -> dict[str, nn.Module]:

@@ -32,7 +32,7 @@ from rlrun.math.noise import ornstein_uhlenbeck
 from rlrun.networks.actor_critic import make_actor
 from rlrun.networks.bounded import GaussianActor
 from rlrun.networks.critics import ContinuousCritics, DiscreteCritics
-from rlrun.networks.optimizers import make_adam
+from rlrun.networks.optimizers import Adam
 from rlrun.networks.target import frozen, make_target, polyak_update
 
 
@@ -61,9 +61,9 @@ class SAC(OffPolicy):
         self.critics = place(self.make_critics())
         self.target_critics = make_target(self.critics)
         self.log_alpha = nn.Parameter(torch.tensor(self.alpha, device=self.setup.device.torch).log())
-        self.actor_optimizer = make_adam(self.actor.parameters(), self.learning_rate, eps=1e-8)
-        self.critic_optimizer = make_adam(self.critics.parameters(), self.critic_learning_rate, eps=1e-8)
-        self.alpha_optimizer = make_adam([self.log_alpha], self.alpha_learning_rate, eps=1e-8)
+        self.actor_optimizer = Adam(self.actor.parameters(), self.learning_rate, eps=1e-8)
+        self.critic_optimizer = Adam(self.critics.parameters(), self.critic_learning_rate, eps=1e-8)
+        self.alpha_optimizer = Adam([self.log_alpha], self.alpha_learning_rate, eps=1e-8)
 
     def make_actor(self) -> nn.Module:
         setup, space = self.setup, self.setup.action_space
@@ -89,7 +89,7 @@ class SAC(OffPolicy):
             target = batch["reward"] + batch["discount"] * next_value
         q = self.q_values(batch["obs"], batch["action"])
         loss = 0.5 * (q - target).square().mean(1).sum()
-        descend(loss, self.critics, self.critic_optimizer, max_grad_norm=None)
+        descend(loss, self.critic_optimizer, max_grad_norm=None)
         return {"train/loss": loss.detach(), "train/critic_loss": loss.detach(), "train/q_value": q.detach().mean()}
 
     def update_actor(self, batch: Batch) -> Metrics:
@@ -97,7 +97,7 @@ class SAC(OffPolicy):
         with frozen(self.critics):
             value, entropy = self.soft_value(self.critics, batch["obs"])
         loss, entropy = -value.mean(), entropy.detach().mean()
-        descend(loss, self.actor, self.actor_optimizer, max_grad_norm=None)
+        descend(loss, self.actor_optimizer, max_grad_norm=None)
         if self.auto_alpha:
             self.update_alpha(entropy)
         alpha = self.log_alpha.detach().exp()

@@ -27,7 +27,7 @@ from rlrun.math.distributions import Distribution
 from rlrun.math.natural_gradient import VectorProduct, assign, conjugate_gradient, fisher_vector_product, flatten
 from rlrun.math.returns import explained_variance
 from rlrun.networks.actor_critic import ActorCritic
-from rlrun.networks.optimizers import make_adam
+from rlrun.networks.optimizers import Adam
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,7 +53,7 @@ class TRPO(OnPolicy):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Make the optimizer of V; the policy needs none."""
         value_params = [*self.net.value_torso.parameters(), *self.net.value_head.parameters()]
-        return make_adam(value_params, lr=self.learning_rate, eps=self.adam_eps)
+        return Adam(value_params, lr=self.learning_rate, eps=self.adam_eps)
 
     def step(self) -> Metrics:
         self.batch = self.rollout()
@@ -147,7 +147,7 @@ class TRPO(OnPolicy):
                 with self.setup.device.autocast():
                     value = self.net.value(minibatch["obs"])
                 loss = (minibatch["target"] - value).square().mean()
-                descend(loss, self.net, self.optimizer, max_grad_norm=None)
+                descend(loss, self.optimizer, max_grad_norm=None)
                 losses.append(loss.detach())
         return torch.stack(losses).mean()
 

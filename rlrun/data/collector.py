@@ -36,7 +36,7 @@ class Collector(Stateful):
     what it returns; the policy sees normalised ones all the same, and the statistics are kept here.
     """
 
-    transient: ClassVar[frozenset[str]] = frozenset({"rollout"})
+    transient: ClassVar[frozenset[str]] = frozenset({"rollout", "spare_rollout"})
 
     envs: ReplayedEnvs
     normalizer: Normalizer
@@ -62,7 +62,7 @@ class Collector(Stateful):
         self.recent_returns: deque[float] = deque(maxlen=RECENT)
         self.recent_lengths: deque[int] = deque(maxlen=RECENT)
         self.episodes: list[dict[str, float]] = []
-        self.rollout = Rollout(torch.device("cpu") if self.raw else self.device)
+        self.rollout, self.spare_rollout = self._new_rollout(), self._new_rollout()
 
     @torch.no_grad()
     def collect(self, policy: Policy, num_steps: int) -> Batch:
@@ -74,12 +74,16 @@ class Collector(Stateful):
         last observation, and final_index: [K], the flat position t * B + b of the last step. over: [T, B]
         bool, a game ended here; it differs from terminated | truncated where a lost life ends an episode.
 
-        The tensors are overwritten by the next call.
+        The tensors are overwritten by the next call, unless `keep_rollout` is called before.
         """
         cuts: list[Cut] = []
         for t in range(num_steps):
             self._step(policy, t, num_steps, cuts)
         return self._batch(num_steps, cuts)
+
+    def keep_rollout(self) -> None:
+        """Leave the tensors of the last rollout alone until the one after the next."""
+        self.rollout, self.spare_rollout = self.spare_rollout, self.rollout
 
     @torch.no_grad()
     def collect_episodes(self, policy: Policy, count: int) -> Batch:
@@ -194,6 +198,9 @@ class Collector(Stateful):
             scaled = self.normalizer.reward(reward, ended, self.discounted_return)
             reward = reward if self.raw else scaled
         return reward.astype(np.float32)
+
+    def _new_rollout(self) -> Rollout:
+        return Rollout(torch.device("cpu") if self.raw else self.device)
 
     def _room(self, t: int) -> int:
         """Return for how many steps there is room: more than t, twice as many where t steps have filled it."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from rlrun.algos.a2c import A2C
 from rlrun.build import Agent
 from rlrun.errors import UserError
-from rlrun.networks.optimizers import RMSpropTF
+from rlrun.networks.optimizers import Adam, RMSpropTF
 
 MakeAgent = Callable[..., Agent]
 SMALL = ("tuned=none", "algo=a2c", "network.hidden=[16]", "algo.num_envs=2")
@@ -98,7 +98,7 @@ def test_gradients_are_scaled_down_to_the_given_norm(make_agent: MakeAgent) -> N
 
 def test_the_optimizer_is_the_one_that_is_named(make_agent: MakeAgent) -> None:
     assert isinstance(make_a2c(make_agent, "algo.optimizer_name=rmsprop").optimizer, RMSpropTF)
-    assert isinstance(make_a2c(make_agent, "algo.optimizer_name=adam").optimizer, torch.optim.Adam)
+    assert isinstance(make_a2c(make_agent, "algo.optimizer_name=adam").optimizer, Adam)
 
 
 def test_the_learning_rate_anneals_to_its_end(make_agent: MakeAgent) -> None:

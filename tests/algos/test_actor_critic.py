@@ -8,7 +8,7 @@ import torch
 from rlrun.algos.actor_critic import OneStepActorCritic
 from rlrun.build import Agent
 from rlrun.errors import UserError
-from rlrun.networks.optimizers import RMSpropTF
+from rlrun.networks.optimizers import Adam, RMSpropTF
 
 MakeAgent = Callable[..., Agent]
 Weights = dict[str, np.ndarray]
@@ -107,7 +107,7 @@ def test_each_network_has_its_own_learning_rate(make_agent: MakeAgent) -> None:
 
 
 def test_the_optimizer_is_the_one_that_is_named(make_agent: MakeAgent) -> None:
-    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": RMSpropTF}
+    kinds = {"sgd": torch.optim.SGD, "adam": Adam, "rmsprop": RMSpropTF}
     for name, kind in kinds.items():
         algorithm = make_actor_critic(make_agent, f"algo.optimizer_name={name}")
         assert isinstance(algorithm.actor_optimizer, kind)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rlrun.algos.algorithm import clip_gradients
 from rlrun.algos.on_policy import minibatches, normalized
 
 
@@ -24,3 +25,18 @@ def test_normalized_advantages_have_mean_0_and_deviation_1() -> None:
     advantage = normalized(torch.tensor([1.0, 2.0, 6.0]))
     assert float(advantage.mean()) == pytest.approx(0, abs=1e-6)
     assert float(advantage.std()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e3, 0.0, None])
+def test_gradients_are_clipped_as_torch_clips_them(max_norm: float | None) -> None:
+    torch.manual_seed(0)
+    ours, theirs = ([torch.zeros(4, 3, requires_grad=True), torch.zeros(3, requires_grad=True)] for _ in range(2))
+    without = torch.zeros(2, requires_grad=True)
+    for p, q in zip(ours, theirs, strict=True):
+        p.grad = 3 * torch.randn_like(p)
+        q.grad = p.grad.clone()
+    clip_gradients([*ours, without], max_norm)
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
+    assert without.grad is None

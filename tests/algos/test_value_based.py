@@ -15,7 +15,7 @@ from rlrun.algos.dqn import DQN
 from rlrun.build import build_agent
 from rlrun.config import conf_folder
 from rlrun.data.prioritized import PrioritizedReplay
-from rlrun.networks.optimizers import RMSpropTF
+from rlrun.networks.optimizers import Adam, RMSpropTF
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -111,7 +111,7 @@ def test_rainbow_is_c51_with_all_switches_on(compose: Compose) -> None:
 
 
 def test_the_optimizer_is_the_one_that_is_named(make_agent: MakeAgent) -> None:
-    assert isinstance(make_dqn(make_agent).optimizer, torch.optim.Adam)
+    assert isinstance(make_dqn(make_agent).optimizer, Adam)
     centered = make_dqn(make_agent, "algo.optimizer_name=rmsprop_centered").optimizer
     assert isinstance(centered, RMSpropTF)
     assert centered.defaults["centered"]

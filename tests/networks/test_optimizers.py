@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlrun.networks.optimizers import RMSpropTF
+from rlrun.networks.optimizers import Adam, RMSpropTF
 
 
 def optimizer_of(*params: torch.Tensor, **options: float) -> RMSpropTF:
@@ -95,6 +95,35 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(through_disk: Callable[[Any], 
         undisturbed.step()
         restored.step()
     assert torch.equal(p, q)
+
+
+def test_adam_is_torchs_adam_also_after_a_restore(through_disk: Callable[[Any], Any]) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    adam = Adam(ours.parameters(), lr=0.01, eps=1e-5)
+    reference = torch.optim.Adam(theirs.parameters(), lr=0.01, eps=1e-5, fused=True)
+    for t in range(20):
+        if t == 10:
+            stored = through_disk(adam.state_dict())
+            adam = Adam(ours.parameters(), lr=1.0, eps=1.0)
+            adam.load_state_dict(stored)
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        adam.step()
+        reference.step()
+        assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_adam_leaves_weights_without_a_gradient_alone() -> None:
+    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    adam = Adam([p, q], lr=0.1, eps=1e-8)
+    adam.step()
+    p.grad = torch.tensor([3.0, -4.0])
+    adam.step()
+    torch.testing.assert_close(p, torch.tensor([0.9, 1.1]))  # the first step is the learning rate, whatever the size
+    assert q.tolist() == [1.0, 1.0]
 
 
 def test_centered_divides_by_the_deviation() -> None:
