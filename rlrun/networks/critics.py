@@ -13,7 +13,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.networks.bounded import ActionBounds
-from rlrun.networks.linear import Linear, linear
+from rlrun.networks.chain import chain, linear_run, worth_a_chain
+from rlrun.networks.linear import Linear, StackedLinear, first
 from rlrun.networks.torsos import ACTIVATIONS, Torso, entry, orthogonal
 
 MakeTorso = Callable[..., Torso]
@@ -72,8 +73,11 @@ class Stacked(nn.Module):
 
     def forward(self, inputs: Tensor, count: int | None = None) -> Tensor:
         """inputs: [B, *in] -> the outputs of the first `count` networks, all if None: [count, B, out]."""
-        features = self.entry(inputs)
-        return self.layers(features.expand(count or self.num_members, -1, -1))
+        x, count = self.entry(inputs), count or self.num_members
+        layers = [(first(m.weight, count), first(m.bias, count)) for m in self.layers if isinstance(m, StackedLinear)]
+        if linear_run(self.layers) == len(self.layers) and worth_a_chain(x, layers):
+            return chain(x, layers, last_relu=False)
+        return self.layers(x.expand(count, -1, -1))
 
 
 class Separate(nn.Module):
@@ -87,18 +91,6 @@ class Separate(nn.Module):
         return torch.stack([member(inputs) for member in self.members[:count]])
 
 
-class StackedLinear(nn.Module):
-    """[E, B, in] -> [E, B, out], each with weights of its own."""
-
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))  # [E, out, in]
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))  # [E, out]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, _first(self.weight, len(x)), _first(self.bias, len(x)))
-
-
 class StackedLayerNorm(nn.Module):
     """[E, B, F] -> [E, B, F], each with a scale and an offset of its own."""
 
@@ -110,7 +102,7 @@ class StackedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normalized = nn.functional.layer_norm(x, self.shape, eps=self.eps)
-        return torch.addcmul(_first(self.bias, len(x)), normalized, _first(self.weight, len(x)))
+        return torch.addcmul(first(self.bias, len(x)), normalized, first(self.weight, len(x)))
 
 
 STACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
@@ -120,16 +112,11 @@ STACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
 }
 
 
-def _first(weights: Tensor, count: int) -> Tensor:
-    """Return the weights of the first `count` networks; slicing off nothing would cost a copy on the way back."""
-    return weights if count == len(weights) else weights[:count]
-
-
 def _shared(row: Sequence[nn.Module]) -> nn.Module:
     return row[0]
 
 
 def _with_head(torso: Torso, num_outputs: int) -> nn.Sequential:
     """Return the torso with a linear layer on top, flat if the torso is no more than its layers."""
-    layers = list(torso) if type(torso).forward is nn.Sequential.forward else [torso]
+    layers = list(torso) if type(torso).forward is Torso.forward else [torso]
     return nn.Sequential(*layers, orthogonal(nn.Linear(torso.out_features, num_outputs), gain=1.0))

@@ -5,6 +5,7 @@ oneDNN, which torch brings along for convolutions, does not: on a Zen 5 it multi
 time, and the hidden layer of a Nature CNN in a third. Elsewhere torch's own choice stands.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from rlrun.device import processor
 
 # Multiplications below which calling oneDNN from Python costs more than it gains: a minibatch of 256 on 64 x 64
-# is half of it.
-WORTH_ONEDNN = 2**21
+# is less.
+WORTH_ONEDNN = 1_200_000
 
 
 class Linear(nn.Linear):
@@ -25,16 +26,33 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class StackedLinear(nn.Module):
+    """[E, B, in] -> [E, B, out], each with weights of its own."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))  # [E, out, in]
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))  # [E, out]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, first(self.weight, len(x)), first(self.bias, len(x)))
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return x W^T + b.
 
     x: [B, in], weight: [out, in], bias: [out] -> [B, out]; or E of each at once, [E, B, in] and so on -> [E, B, out].
     """
-    if not torch.compiler.is_compiling() and _worth_onednn(x, weight):
+    if not torch.compiler.is_compiling() and x.dim() == weight.dim() and worth_onednn(x, weight):
         return _OneDNN.apply(x, weight, bias)
     if weight.dim() == 2:
         return nn.functional.linear(x, weight, bias)
     return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+
+def first(weights: Tensor, count: int) -> Tensor:
+    """Return the weights of the first `count` networks; slicing off nothing would cost a copy on the way back."""
+    return weights if count == len(weights) else weights[:count]
 
 
 class _OneDNN(torch.autograd.Function):
@@ -43,7 +61,10 @@ class _OneDNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        if weight.dim() == 2:
+            return product(x, weight, bias)
+        none = [None] * len(weight)
+        return torch.stack([product(*one) for one in zip(x, weight, none if bias is None else bias, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -56,16 +77,18 @@ class _OneDNN(torch.autograd.Function):
         )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if weight.dim() == 2:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return torch.stack([_product(x[e], weight[e], None if bias is None else bias[e]) for e in range(len(weight))])
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """Return x W^T + b or its ReLU without a graph, by oneDNN if that is worth it: [B, in], [out, in] -> [B, out]."""
+    if len(x) * weight.numel() >= WORTH_ONEDNN:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    out = nn.functional.linear(x, weight, bias)
+    return out.relu_() if relu else out
 
 
-def _worth_onednn(x: Tensor, weight: Tensor) -> bool:
+def worth_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Say whether oneDNN multiplies x [..., B, in] with a weight [..., out, in] faster than torch's choice does."""
     return (
-        x.dim() == weight.dim()
-        and x.numel() * weight.shape[-2] >= WORTH_ONEDNN
+        x.shape[-2] * weight.shape[-2:].numel() >= WORTH_ONEDNN
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
