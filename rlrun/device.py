@@ -53,6 +53,7 @@ class Device:
             torch.use_deterministic_algorithms(strict)
         else:  # the same, without importing a compiler, which takes as long as the rest of torch
             torch.set_deterministic_debug_mode("error" if strict else "default")
+            _spare_optimizers_the_compiler()
         # Deterministic mode also fills every new tensor, which costs time and hides nothing here.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         _keep_freed_memory()
@@ -119,6 +120,17 @@ def processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _spare_optimizers_the_compiler() -> None:
+    """Let torch's optimizers be made without importing the compiler, which their methods are to be hidden from.
+
+    torch keeps what hides a method on the method itself, and imports the compiler only where that is missing.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        hidden = getattr(method, "__wrapped__", None)
+        if hidden is not None and not hasattr(hidden, "__dynamo_disable"):
+            hidden.__dynamo_disable = hidden
 
 
 def _keep_freed_memory() -> None:

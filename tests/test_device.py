@@ -60,6 +60,32 @@ def test_a_device_that_compiles_nothing_does_not_wait_for_the_compiler_to_be_imp
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_optimizers_are_made_used_and_saved_without_importing_a_compiler() -> None:
+    code = """
+import sys, torch
+from rlrun.device import Device
+Device(kind="cpu", threads=1, precision="float32", compile=False, deterministic=True).activate()
+from rlrun.networks.optimizers import Adam, RMSpropTF
+for make, options in ((Adam, {}), (RMSpropTF, {"alpha": 0.9})):
+    weight = torch.zeros(2, requires_grad=True)
+    optimizer = make([weight], lr=0.5, eps=1e-8, **options)
+    optimizer.zero_grad()
+    weight.sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert weight.tolist() != [0, 0]
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_computations_at_once_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for at_once, threads in ((1, 4), (2, 2), (3, 1), (9, 1)):
+        device(threads=None).choose_threads(WORTH_SEVERAL_THREADS, at_once)
+        assert torch.get_num_threads() == threads
+
+
 def test_a_given_number_of_threads_is_taken_whatever_the_networks_size() -> None:
     for size in (10, 10 * WORTH_SEVERAL_THREADS):
         device(threads=2).choose_threads(size)
