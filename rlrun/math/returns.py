@@ -38,12 +38,10 @@ def gae(
     """
     td_error = reward + gamma * next_value * ~terminated - value
     discount = gamma * gae_lambda * ~(terminated | truncated)
-    advantage = torch.empty_like(reward)
-    running = torch.zeros_like(reward[0])
-    for t in range(len(reward) - 1, -1, -1):
-        running = td_error[t] + discount[t] * running
-        advantage[t] = running
-    return advantage
+    advantage = [torch.zeros_like(reward[0])]  # the last one first
+    for error, factor in zip(reversed(td_error.unbind()), reversed(discount.unbind()), strict=True):
+        advantage.append(torch.addcmul(error, factor, advantage[-1]))
+    return torch.stack(advantage[:0:-1])
 
 
 def advantages(
