@@ -122,9 +122,7 @@ class PPO(OnPolicy):
             near_old = data["old_value"] + (value - data["old_value"]).clamp(-clip_range, clip_range)
             error = torch.max(error, (near_old - data["target"]).square())
         value_loss = 0.5 * error.mean()
-        with torch.set_grad_enabled(
-            self.entropy_coef > 0
-        ):  # a gradient that counts for nothing costs time all the same
+        with torch.set_grad_enabled(self.entropy_coef > 0):  # a gradient times 0 costs time, too
             entropy = policy.entropy().mean()
         loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss  # Eq. (9)
 
