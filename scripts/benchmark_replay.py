@@ -1,18 +1,15 @@
-"""Sampling from the replay, beside Stable-Baselines3's and torchrl's; and what a checkpoint of it costs.
+"""Sampling from the replay, beside Stable-Baselines3's and torchrl's. What checkpoints of it cost, scale.py measures.
 
     pip install "rlrun[bench]" torchrl tensordict
     python scripts/benchmark_replay.py --steps 50000 --rounds 5 --out replay.json
-    python scripts/benchmark_replay.py --checkpoint 10000,1000000
 
-The first draws minibatches of 32 x 4 x 84 x 84 observations with their successors, as DQN does, out of the same
+It draws minibatches of 32 x 4 x 84 x 84 observations with their successors, as DQN does, out of the same
 stored steps; the buffers take turns, and the ratio is taken round by round. Stable-Baselines3 has no
-prioritized replay. The second stores so many steps, saves, stores 5,000 more and times the next save.
+prioritized replay.
 """
 
 import argparse
-import io
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -29,7 +26,7 @@ from rlrun.data.replay import Replay
 from rlrun.device import _keep_freed_memory
 
 OBS, ACTIONS = spaces.Box(0, 255, (4, 84, 84), np.uint8), spaces.Discrete(4)
-BATCH, EPISODE, BETWEEN = 32, 200, 5_000
+BATCH, EPISODE = 32, 200
 NOWHERE = torch.zeros((0, 4, 84, 84), dtype=torch.uint8)
 
 
@@ -39,18 +36,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each buffer in each round")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--checkpoint", help="numbers of stored steps, comma-separated: time a checkpoint instead")
     parser.add_argument("--folder", type=Path, help="where replays lie (default: a temporary folder)")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     _keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        if options.checkpoint:
-            sizes = [int(size) for size in options.checkpoint.split(",")]
-            report: Any = [checkpoint_cost(size, Path(scratch) / str(size)) for size in sizes]
-        else:
-            report = sampling(options, Path(scratch))
+        report = sampling(options, Path(scratch))
     print(json.dumps(report, indent=2))
     if options.out:
         options.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -181,27 +173,6 @@ def torchrl_buffer(steps: int, folder: Path, *, prioritized: bool) -> Callable[[
         buffer.update_priority(info["index"], torch.rand(BATCH))
 
     return draw
-
-
-def checkpoint_cost(steps: int, folder: Path) -> dict[str, float]:
-    """Return the seconds that saving a prioritized replay takes after BETWEEN new steps."""
-    replay = make_replay(folder, steps, alpha=0.6)
-    replay.ring.reserve()
-    for _ in range(0, steps, BETWEEN):
-        fill(replay, BETWEEN)
-        replay.state_dict()
-    seconds = []
-    for _ in range(5):
-        fill(replay, BETWEEN)
-        started = time.perf_counter()
-        torch.save(replay.state_dict(), io.BytesIO())
-        seconds.append(time.perf_counter() - started)
-    return {
-        "stored_steps": steps,
-        "save_seconds": round(statistics.median(seconds), 4),
-        "disk_gb": round(replay.ring.nbytes / 1e9, 3),
-        "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
-    }
 
 
 if __name__ == "__main__":
