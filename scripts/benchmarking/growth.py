@@ -13,6 +13,11 @@ from benchmarking.ours import UNDISTURBED
 from benchmarking.processes import environment, fail, killed_in_the_end, run
 from benchmarking.tables import ScaleTable, Size
 
+ENVS = {  # steps of an iteration, and numbers of environments
+    "cartpole": (2048, (1, 2, 4, 8, 16, 32, 64, 128, 256)),
+    "breakout": (1024, (1, 4, 16, 64, 256)),
+}
+QUICK_ENVS = {"cartpole": (2048, (1, 4))}
 FLAT = Limit(1.05, at_most=True)  # of the memory at the first mark
 LOOK_EVERY = 0.2  # seconds
 TAIL = 4096  # bytes of metrics, of which the last row takes a part
@@ -26,11 +31,10 @@ def envs(size: Size) -> ScaleTable:
         "steps on Breakout, 2,048 on CartPole; minibatches of 256, 4 epochs). Environment: random actions, no network; "
         "acting: with the policy; learning: training as it is.",
     )
-    numbers = (1, 4) if size.quick else (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    for env, steps in (("cartpole", 2048),) if size.quick else (("cartpole", 2048), ("breakout", 1024)):
+    for env, (steps, numbers) in (QUICK_ENVS if size.quick else ENVS).items():
         for num_envs in numbers:
             shape = [f"algo.num_envs={num_envs}", f"algo.num_steps={steps // num_envs}", "algo.batch_size=256"]
-            speeds = benched(["algo=ppo", f"env={env}", *shape, "algo.num_epochs=4"], size.window.seconds)
+            speeds = benched(["algo=ppo", f"env={env}", *shape, "algo.num_epochs=4"], size.window.seconds / 3)
             made.add({"environment": env, "number": num_envs, **{f"{part}, steps/s": v for part, v in speeds.items()}})
     return made
 

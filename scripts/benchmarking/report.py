@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import math
+import os
 import platform
 import shlex
 import sys
@@ -26,6 +27,7 @@ def facts() -> dict[str, Any]:
         "date": record.now(),
         "machine": {"processor": processor(), **machine},
         "versions": {"python": platform.python_version(), **record.packages(), **_installed(BESIDE)},
+        "load_at_start": round(os.getloadavg()[0], 2),
         "code": {"sha256": code["sha256"], "commit": code.get("commit"), "changed": bool(code.get("dirty_diff"))},
     }
 
@@ -48,7 +50,8 @@ def provenance(facts: dict[str, Any]) -> str:
     return (
         f"`{facts['command']}`, {facts['date'][:10]}, rlrun at {commit}.\n"
         f"Machine: {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 1e9:.0f} GB of memory; no window sees a GPU.\n"
+        f"{machine['memory_bytes'] / 1e9:.0f} GB of memory; no window sees a GPU. "
+        f"Load before the start: {facts['load_at_start']:.1f}.\n"
         f"Versions: {versions}."
     )
 
