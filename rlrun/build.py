@@ -2,11 +2,11 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gymnasium import spaces
 
@@ -20,6 +20,7 @@ from rlrun.data.prioritized import PrioritizedReplay
 from rlrun.data.replay import Replay, most_records
 from rlrun.data.tabular_collector import TabularCollector, make_tabular_collector
 from rlrun.device import Device
+from rlrun.distributed import LONE, World
 from rlrun.envs.base import EnvSpec
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
@@ -38,6 +39,9 @@ from rlrun.run_folder import RunFolder
 from rlrun.seeding import TRAINING_SEEDS, Seeds, seed_global_generators
 from rlrun.signals import Signals
 
+if TYPE_CHECKING:
+    from rlrun.followers import Followers
+
 
 @dataclass(kw_only=True)
 class Agent:
@@ -47,10 +51,15 @@ class Agent:
     spec: EnvSpec
     device: Device
     seeds: Seeds
+    elsewhere: list[dict[str, Any]] = field(default_factory=list)  # how the fingerprints of other processes differ
 
     @property
     def normalizer(self) -> Normalizer:
         return self.algorithm.setup.normalizer
+
+    @property
+    def world(self) -> World:
+        return self.algorithm.setup.world
 
     def close(self) -> None:
         self.algorithm.close()
@@ -70,22 +79,28 @@ class Agent:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what decides the bits of a result besides the configuration."""
+        processes = {"processes": self.world.size} if self.world.size > 1 else {}
         return {
             **self.device.fingerprint(),
+            **processes,
+            **({"elsewhere": self.elsewhere} if any(self.elsewhere) else {}),
             "code": record.code()["sha256"][:12],
             "packages": record.packages(),
             "python": platform.python_version(),
         }
 
 
-def build_agent(config: dict[str, Any], folder: Path | None = None) -> Agent:
+def build_agent(config: dict[str, Any], folder: Path | None = None, world: World = LONE) -> Agent:
     """Build device, environments, networks and algorithm. Raises UserError where they do not fit.
 
-    `folder`: the run's, where a replay lies; without one it lies in a temporary folder once it is used.
+    `folder`: the run's, where a replay lies; without one it lies in a temporary folder once it is used. `world`: the
+    processes that the run is split over; all build at the same time.
     """
     device: Device = _construct(config["device"])
     device.activate()
-    seeds = Seeds(config["seed"])
+    if device.kind == "cuda":
+        world.take_gpu()
+    seeds = Seeds(config["seed"], world)
     seed_global_generators(seeds.entropy("global") % 2**63)
     spec: EnvSpec = _construct(config["env"])
     setup = _setup(config, folder, device, seeds, spec)
@@ -105,8 +120,13 @@ def _setup(config: dict[str, Any], folder: Path | None, device: Device, seeds: S
     shaping = None if spec.potential is None else Shaping.of(spec.potential, config["algo"], probe)
     probe.close()
 
-    target = config["algo"]["_target_"]
+    world, target = seeds.world, config["algo"]["_target_"]
     algorithm_class = _locate(target)
+    if world.size > 1 and not algorithm_class.distributed:
+        raise UserError(
+            f"algo={target} learns in one process, and torchrun started {world.size}: leave torchrun out, or take "
+            f"one of {', '.join(algorithms_that('distributed'))}"
+        )
     _check_spaces(algorithm_class, target, obs_space, action_space, spec)
     recurrent = _recurrent(config["network"]["_target_"], algorithm_class, target)
     setup = Setup(
@@ -122,11 +142,12 @@ def _setup(config: dict[str, Any], folder: Path | None, device: Device, seeds: S
         make_model=partial(_model, spec, target),
         make_replay=lambda **numbers: _make_replay(setup, spec, folder, config["checkpoint"]["every"], **numbers),
         # Rewards are scaled by the deviation of the return that the algorithm discounts.
-        normalizer=Normalizer(obs_space.shape or (), config["algo"].get("gamma", 1.0)),
+        normalizer=Normalizer(obs_space.shape or (), config["algo"].get("gamma", 1.0), world),
         normalized=[key for key in ("normalize_obs", "normalize_reward") if getattr(spec, key)],
         seeds=seeds,
         device=device,
         total_steps=config["total_steps"],
+        world=world,
     )
     return setup
 
@@ -134,10 +155,13 @@ def _setup(config: dict[str, Any], folder: Path | None, device: Device, seeds: S
 def _make_collector(
     setup: Setup, spec: EnvSpec, shaping: Shaping | None, num_envs: int, raw: bool = False, name: str | None = None
 ) -> Collector:
+    world, num_envs = setup.world, setup.world.share("algo.num_envs", num_envs)
     check_num_envs(num_envs, setup.obs_space)
     name = name or f"environments of collector {len(setup.collectors)}"
+    rng = setup.seeds.numpy(name)
+    rng.integers(len(TRAINING_SEEDS), size=world.rank * num_envs)  # the first seeds of the processes before this one
     made = Collector(
-        envs=ReplayedEnvs(spec.make(num_envs), setup.seeds.numpy(name), TRAINING_SEEDS),
+        envs=ReplayedEnvs(spec.make(num_envs), rng, TRAINING_SEEDS),
         normalizer=setup.normalizer,
         normalize_obs=spec.normalize_obs,
         normalize_reward=spec.normalize_reward,
@@ -145,9 +169,13 @@ def _make_collector(
         device=setup.device.torch,
         raw=raw,
         shaping=shaping,
-        first_env=sum(other.num_envs for other in setup.collectors if isinstance(other, Collector)),
+        first_env=world.rank * num_envs
+        + sum(other.num_envs * world.size for other in setup.collectors if isinstance(other, Collector)),
         steps_elsewhere=lambda: sum(other.steps for other in setup.collectors if other is not made),
+        world=world,
     )
+    if world.size > 1:  # the next ones are drawn as each process's environments need them
+        made.envs.rng = setup.seeds.numpy(f"{name}, process {world.rank}")
     setup.collectors.append(made)
     return made
 
@@ -214,6 +242,7 @@ def build_experiment(
     config: dict[str, Any],
     folder: RunFolder,
     signals: Signals,
+    followers: "Followers | None" = None,
     prune: Callable[[int, float], bool] | None = None,
     *,
     until: int | None = None,
@@ -250,6 +279,7 @@ def build_experiment(
         after_seconds=seconds(stop.after_time),
         protocol=agent.protocol(),
         fingerprint=agent.fingerprint(),
+        followers=followers,
         prune=prune,
         save_first=save_first,
     )

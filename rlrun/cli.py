@@ -8,10 +8,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlrun.config import conf_folder, import_paths, make_importable, register_resolvers
+from rlrun.distributed import World
 from rlrun.errors import RunFailed, UserError, nearest
 from rlrun.files import scratch_prefix
 
@@ -54,6 +56,30 @@ def main() -> None:
 
 
 def dispatch(arguments: list[str]) -> int:
+    """Run a command, in one process or as one of several that torchrun has started; return the exit code."""
+    world = World.of_environment()
+    if world.size == 1:
+        return run_command(arguments)
+    from rlrun.followers import follow, lead
+
+    if world.rank > 0:
+        return follow(world)
+    return lead(world, partial(run_one, arguments, world.size))
+
+
+def run_one(arguments: list[str], processes: int) -> int:
+    """Run a command that trains one run, in the first of several processes. Raises UserError for any other."""
+    first = arguments[0] if arguments else "help"
+    if (first in VERBS and first != "resume") or sweeps(arguments):
+        what = "a sweep is" if sweeps(arguments) else f"rlrun {first} is"
+        raise UserError(
+            f"torchrun started {processes} processes to split one run over, and {what} none: expected key=value ... or "
+            "resume RUN; leave torchrun out"
+        )
+    return run_command(arguments)
+
+
+def run_command(arguments: list[str]) -> int:
     """Run a verb, print help, or hand the line to Hydra; return the exit code."""
     asks_for_help = any(argument in ("--help", "-h") for argument in arguments)
     first = arguments[0] if arguments else "help"

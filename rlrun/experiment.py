@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ from rlrun.run_folder import RunFolder
 from rlrun.seeding import REPORT_SEEDS, SELECTION_SEEDS, GlobalGenerators, Seeds
 from rlrun.signals import Signals
 from rlrun.stateful import Stateful, StateMismatch
+
+if TYPE_CHECKING:
+    from rlrun.followers import Followers
+
+OTHERS = "others"  # the part of a checkpoint that is of the processes besides the first
 
 
 class Clock:
@@ -62,6 +67,7 @@ class Experiment(Stateful):
     after_seconds: float | None
     protocol: dict[str, Any]
     fingerprint: dict[str, Any]
+    followers: "Followers | None" = None  # the other processes of a run that is split
     prune: Callable[[int, float], bool] | None = None  # a search's verdict on (step, mean return) of an evaluation
     save_first: bool = False  # before the first step: what it begins with is of other runs, which may change or go
 
@@ -89,7 +95,7 @@ class Experiment(Stateful):
         self.evaluate_pending()
         while not self.done() and not self.signals.received:
             before = self.algorithm.steps
-            metrics = self.algorithm.step()
+            metrics = self.iterate()
             now = self.algorithm.steps
             self.check_finite(metrics)
             self.write_log(before, now, metrics)
@@ -102,6 +108,12 @@ class Experiment(Stateful):
         if self.signals.received:
             return INTERRUPTED
         return PRUNED if self.pruned else self.finish()
+
+    def iterate(self) -> Metrics:
+        """Let the algorithm do one iteration, in all processes of the run."""
+        if self.followers is not None:
+            self.signals.pass_on(self.followers.step())
+        return self.algorithm.setup.world.averaged(self.algorithm.step())
 
     def done(self) -> bool:
         return self.algorithm.steps >= self.total_steps or self.pruned or self.stopped_early() is not None
@@ -122,19 +134,29 @@ class Experiment(Stateful):
         step = self.algorithm.steps
         self.check_weights()
         facts = {"fingerprint": self.fingerprint, "time": {"wall_seconds": self.clock.seconds()}}
-        self.checkpoints.save(step, self.state_dict(), facts)
+        state = self.state_dict()
+        if self.followers is not None:
+            state[OTHERS] = self.followers.parts()
+        self.checkpoints.save(step, state, facts)
         self.folder.update_record(steps=step)
 
     def restore(self) -> None:
         """Take up the newest usable checkpoint; without one, begin at the beginning."""
+        others = self.take_up()
+        if self.followers is not None:
+            self.followers.restore(self.state_dict(), others)
+
+    def take_up(self) -> list[dict[str, Any]]:
+        """Take up the first process's part of a checkpoint, and return those of the others."""
         found = self.checkpoints.newest(self.console.notice)
         if found is None:
             if self.folder.record()["steps"] or (self.folder.path / METRICS).stat().st_size:
                 self.console.notice("no checkpoint was written yet: beginning at step 0")
             self.logger.load_state_dict({})
             self.checkpoints.discard_best_after(0)
-            return
+            return []
         state, manifest = found
+        others: list[dict[str, Any]] = state.pop(OTHERS, [])
         try:
             self.load_state_dict(state)
         except StateMismatch as error:
@@ -145,6 +167,7 @@ class Experiment(Stateful):
         self.clock.earlier = manifest.get("time", {}).get("wall_seconds", 0.0)
         self.restored_from = manifest
         self.console.notice(f"continuing from step {manifest['step']:,} of {self.total_steps:,}")
+        return others
 
     def report_dropped_promises(self, stored: dict[str, Any]) -> None:
         """Say in what this session differs from the one that wrote the checkpoint."""
@@ -156,6 +179,7 @@ class Experiment(Stateful):
                 f"is {self.fingerprint.get(name)}"
             )
         drifts = {c.envs.drift for c in self.algorithm.setup.collectors if c.envs.drift}
+        drifts |= self.followers.drifts if self.followers is not None else set()
         for drift in sorted(drifts):
             self.console.notice(f"not bit-identical to an undisturbed run from here on: {drift}")
         if changed or drifts:

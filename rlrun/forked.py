@@ -153,7 +153,7 @@ def _serve(connection: Connection, parent: int, make_work: Callable[[], Work[Any
     # The parent saves and ends its workers: a signal to the whole group must not take them from under it.
     for number in Signals.HANDLED:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_after, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     try:
         work = make_work()
@@ -166,7 +166,8 @@ def _serve(connection: Connection, parent: int, make_work: Callable[[], Work[Any
     os._exit(0)  # what the parent wants done at its exit is not this process's business
 
 
-def _end_after(parent: int) -> None:
+def end_after(parent: int) -> None:
+    """End this process once its parent has ended, whatever it is doing then."""
     while os.getppid() == parent:
         time.sleep(LOOK_EVERY)
     os._exit(1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlrun import record, trackers
 from rlrun.config import differences, env_of_id, import_paths, is_learning_key, tuned_for
+from rlrun.distributed import LONE, World
 from rlrun.errors import RunFailed, UserError
 from rlrun.event_file import PATTERN
 from rlrun.facts import FAILED, FINISHED, INTERRUPTED, PRUNED
@@ -87,9 +88,12 @@ def train(
     if folder.path.exists() and folder.locked():
         with folder.lock():  # raises, and says who holds it, before seconds go into building
             pass
+    if names is None:
+        _check_processes(folder)
     _check_writable(folder.path)
     trackers.check(config)
     from rlrun.build import build_experiment
+    from rlrun.followers import present
     from rlrun.room import check_room, estimate
     from rlrun.signals import Signals
 
@@ -110,7 +114,9 @@ def train(
                 _say(_about_tuned(names, config))
             _say(f"{folder.path}  ({needed}; set up in {time.monotonic() - started:.1f} s)")
             saving = bool(origins)
-            experiment = build_experiment(agent, config, folder, signals, prune, until=until, save_first=saving)
+            experiment = build_experiment(
+                agent, config, folder, signals, present(), prune, until=until, save_first=saving
+            )
             # Only once it is taken up: a run that cannot be stays what it was, with its result.
             taken_up = None if names is not None else lambda: _continue(folder, config, origins)
             return _run(experiment, agent, config, taken_up)
@@ -120,11 +126,16 @@ def _built(folder: RunFolder, config: dict[str, Any], *, new: bool) -> tuple["Ag
     """Return the run's agent and, where the run begins, the stored runs that it takes something from."""
     from rlrun.build import build_agent
     from rlrun.checkpoint import Checkpoints
+    from rlrun.followers import present
     from rlrun.warm_start import source_of, told, warm_start
 
     begins = new or not Checkpoints(folder.path, keep=1).steps()
     source = source_of(config) if begins else None  # first, because it sets torch's switches as that run had them
-    agent = build_agent(config, folder.path)
+    if (followers := present()) is not None:
+        followers.build(config)
+    agent = build_agent(config, folder.path, LONE if followers is None else followers.world)
+    if followers is not None:
+        agent.elsewhere = followers.built(agent.fingerprint())
     origins = agent.algorithm.begin(new=begins)
     if source is not None:
         origins["init_from"] = warm_start(agent, source)
@@ -274,6 +285,17 @@ def _refuse_other_learning(folder: RunFolder, config: dict[str, Any]) -> None:
         raise UserError(
             f"{folder.path} holds a run with another configuration:\n{lines}\n"
             "Give this one its own name=..., or set the stored one aside with fresh=true"
+        )
+
+
+def _check_processes(folder: RunFolder) -> None:
+    """Raise UserError for a run that was split over another number of processes: each has a part of its state."""
+    stored, now = folder.record().get("fingerprint", {}).get("processes", 1), World.of_environment().size
+    if stored != now:
+        raise UserError(
+            f"{folder.path} is a run of {stored} process{'es' * (stored > 1)}, and this command has {now}: expected "
+            + (f"torchrun with {stored} in all" if stored > 1 else "the same command without torchrun")
+            + ", or another name=..., or fresh=true, which starts it anew"
         )
 
 

@@ -65,6 +65,11 @@ def scope_of(folder: RunFolder, steps: int) -> Scope:
     """Return what of a stored run can be compared with a repetition. Raises UserError if nothing can."""
     if steps < 0:
         raise UserError(f"steps={steps} is out of range: expected at least 1, or nothing for the whole run")
+    if (processes := folder.record().get("fingerprint", {}).get("processes", 1)) > 1:
+        raise UserError(
+            f"{folder.path} was split over {processes} processes, and rlrun reproduce trains in one: give the run's "
+            "own command to torchrun with another name=..."
+        )
     changed: dict[str, list[Any]] = {}
     for event in folder.record()["lineage"]:
         changed.update(event.get("changed", {}))

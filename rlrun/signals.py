@@ -23,7 +23,8 @@ class Signals:
 
     HANDLED = (*STOPS, *WARNINGS)
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._received: int | None = None
         self._before: dict[int, Any] = {}
         self._stop_file = os.environ.get(STOP_FILE)
@@ -37,6 +38,10 @@ class Signals:
             orphaned = os.getppid() != self._parent
             self._received = signal.SIGTERM if orphaned else asked_to_stop(Path(self._stop_file)) or None
         return self._received
+
+    def pass_on(self, number: int) -> None:
+        """Take note of a signal that came to another process of the run; 0 is none."""
+        self._received = self._received or number or None
 
     def __enter__(self) -> "Signals":
         for number in self.HANDLED:
@@ -53,7 +58,7 @@ class Signals:
         first = self._received is None
         if first or number in WARNINGS:  # Slurm may send its warning after SIGTERM, and it is what asks for a requeue
             self._received = number
-        if first:
+        if first and not self._quiet:
             hint = "; once more stops at once" if number in STOPS else ""
             os.write(2, f"\n{signal.Signals(number).name}: saving at the next step boundary{hint}\n".encode())
 

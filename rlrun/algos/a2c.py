@@ -28,6 +28,7 @@ from rlrun.networks.optimizers import Adam, RMSpropTF
 class A2C(OnPolicy):
     draws: ClassVar[str] = "a2c"
     recurrent: ClassVar[bool] = True
+    distributed: ClassVar[bool] = True
 
     learning_rate: float
     learning_rate_end: float
@@ -53,11 +54,12 @@ class A2C(OnPolicy):
         learning_rate = linear(self.learning_rate, self.learning_rate_end, self.progress)
         set_learning_rate(self.optimizer, learning_rate)
 
+        world = self.setup.world
         batch = self.batch = self.rollout()
         advantage = self.advantages(batch)
         target = advantage + batch["value"]
         if self.normalize_advantage:
-            advantage = normalized(advantage)
+            advantage = normalized(advantage, world)
 
         columns = {"action": batch["action"], "advantage": advantage, "target": target}
         data = self.net.samples(batch, columns)
@@ -72,11 +74,11 @@ class A2C(OnPolicy):
             entropy_coef=self.entropy_coef,
             value_coef=self.value_coef,
         )
-        descend(loss, self.optimizer, self.max_grad_norm)
+        descend(loss, self.optimizer, self.max_grad_norm, world)
         self.num_updates += 1
         return {
             **parts,
-            "train/explained_variance": explained_variance(batch["value"], target),
+            "train/explained_variance": explained_variance(world.whole(batch["value"]), world.whole(target)),
             "train/learning_rate": learning_rate,
             "train/n_updates": self.num_updates,
         }

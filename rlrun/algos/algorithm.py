@@ -15,6 +15,7 @@ from rlrun.data.remote_collector import RemoteCollector
 from rlrun.data.replay import Replay
 from rlrun.data.tabular_collector import TabularCollector
 from rlrun.device import Device
+from rlrun.distributed import LONE, World
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.tabular import Model
 from rlrun.errors import UserError
@@ -45,6 +46,7 @@ class Setup:
     seeds: Seeds
     device: Device
     total_steps: int
+    world: World = LONE  # the processes that share the environments and the minibatches
     # all that were made
     collectors: list[Collector | RemoteCollector | TabularCollector] = field(default_factory=list)
     replays: list[Replay] = field(default_factory=list)  # all that make_replay made
@@ -64,6 +66,7 @@ class Algorithm(Stateful, ABC):
     action_spaces: ClassVar[tuple[str, ...]]  # the Gymnasium spaces that it can act in
     obs_spaces: ClassVar[tuple[str, ...] | None] = None  # those that it can observe; None: whatever its network can
     recurrent: ClassVar[bool] = False  # whether it takes networks with a memory
+    distributed: ClassVar[bool] = False  # whether a run can be split over several processes
     transient: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     setup: Setup
@@ -174,27 +177,35 @@ def check_range(key: str, value: float | None, low: float, high: float = float("
         raise UserError(f"{key}={value} is out of range: expected a number {expected}")
 
 
-def check_minibatch(batch_size: int, rollout: int, sequence: int = 1) -> None:
+def check_minibatch(batch_size: int, rollout: int, sequence: int = 1, processes: int = 1) -> None:
     """Raise UserError unless minibatches of `batch_size` split a rollout of so many steps evenly.
 
     A larger minibatch than the rollout is the whole of it, so that num_envs can be lowered alone. `sequence` is how
-    many steps stay together, because a network with a memory learns from all of them in turn.
+    many steps stay together, because a network with a memory learns from all of them in turn; each of some processes
+    takes an equal share of a minibatch.
     """
     check_range("algo.batch_size", batch_size, 1)
-    if batch_size >= rollout or (rollout % batch_size == 0 and batch_size % sequence == 0):
+    unit = sequence * processes
+    if batch_size >= rollout or (rollout % batch_size == 0 and batch_size % unit == 0):
         return
-    divisors = [d for d in range(max(2, sequence), rollout + 1) if rollout % d == 0 and d % sequence == 0]
+    divisors = [d for d in range(max(2, unit), rollout + 1) if rollout % d == 0 and d % unit == 0]
     best = min(divisors, key=lambda d: abs(d - batch_size), default=rollout)
     whole = f" and be a multiple of num_steps = {sequence}, as the network has a memory" if sequence > 1 else ""
+    if processes > 1:
+        whole += f" and give each of {processes} processes as many {'sequences' if sequence > 1 else 'steps'}"
     raise UserError(f"algo.batch_size={batch_size} must divide num_envs * num_steps = {rollout}{whole}; try {best}")
 
 
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> None:
-    """Take one step of the optimizer down the gradient of the loss by its weights."""
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None, world: World = LONE) -> None:
+    """Take one step of the optimizer down the gradient of the loss by its weights.
+
+    The loss is the mean over this process's share of the minibatch; the step is that of the whole.
+    """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for weight in weights:
         weight.grad = None
     loss.backward()
+    world.average_gradients(weights)
     clip_gradients(weights, max_grad_norm)
     optimizer.step()
 

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from rlrun.algos.algorithm import Algorithm, check_range
 from rlrun.data.collector import Batch, Policy, State
+from rlrun.distributed import LONE, World
 from rlrun.math.returns import advantages
 from rlrun.networks.actor_critic import ActorCritic
+from rlrun.seeding import random_order
 
 
 @dataclass(kw_only=True, eq=False)
@@ -86,7 +88,7 @@ class OnPolicy(Algorithm):
         return advantages(batch, *values, gamma=self.gamma, gae_lambda=self.gae_lambda)
 
     def stored_steps(self) -> int:
-        return self.num_envs * self.num_steps
+        return self.num_envs * self.num_steps // self.setup.world.size
 
     def _check(self) -> None:
         check_range("algo.num_envs", self.num_envs, 1)
@@ -95,14 +97,14 @@ class OnPolicy(Algorithm):
         check_range("algo.gae_lambda", self.gae_lambda, 0, 1)
 
 
-def normalized(advantage: Tensor) -> Tensor:
-    """Return advantages with mean 0 and standard deviation 1."""
-    return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+def normalized(advantage: Tensor, world: World = LONE) -> Tensor:
+    """Return advantages with mean 0 and standard deviation 1 over the shares of all processes."""
+    everyones = world.whole(advantage)
+    return (advantage - everyones.mean()) / (everyones.std() + 1e-8)
 
 
 def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
     """Split data, [N, ...] each, at random into minibatches of `size` rows; the last one may be smaller."""
-    first = next(iter(data.values()))
-    order = torch.randperm(len(first), generator=generator, device=first.device)
+    order = random_order(len(next(iter(data.values()))), generator)
     for rows in order.split(size):
         yield {name: column.index_select(0, rows) for name, column in data.items()}

@@ -32,6 +32,7 @@ from rlrun.networks.optimizers import Adam
 class PPO(OnPolicy):
     draws: ClassVar[str] = "ppo"
     recurrent: ClassVar[bool] = True
+    distributed: ClassVar[bool] = True
 
     batch_size: int
     num_epochs: int
@@ -66,13 +67,14 @@ class PPO(OnPolicy):
 
         self.batch = self.rollout() if self.ahead is None else self.ahead.take()
         data = self.learning_data(self.batch)
+        world = self.setup.world
         with nullcontext() if self.ahead is None else self.ahead.collecting():
             metrics = self.update(data, clip_range)
         return metrics | {
             "train/learning_rate": learning_rate,
             "train/clip_range": clip_range,
             "train/n_updates": self.num_updates,
-            "train/explained_variance": explained_variance(data["old_value"], data["target"]),
+            "train/explained_variance": explained_variance(world.whole(data["old_value"]), world.whole(data["target"])),
         }
 
     def learning_data(self, batch: Batch) -> Batch:
@@ -89,20 +91,21 @@ class PPO(OnPolicy):
 
     def update(self, data: Batch, clip_range: float) -> Metrics:
         """Ascend the surrogate for K epochs, or until the policy has moved too far; return means over minibatches."""
+        world = self.setup.world
         seen: list[dict[str, Tensor]] = []
         for _ in range(self.num_epochs):
             self.num_updates += 1
             for minibatch in minibatches(data, self.minibatch_rows(data), self.generator):
                 loss, parts = self.loss(minibatch, clip_range)
                 seen.append(parts)
-                if self.target_kl is not None and parts["train/approx_kl"] > 1.5 * self.target_kl:
+                if self.target_kl is not None and world.mean(parts["train/approx_kl"]) > 1.5 * self.target_kl:
                     return means(seen)
-                descend(loss, self.optimizer, self.max_grad_norm)
+                descend(loss, self.optimizer, self.max_grad_norm, world)
         return means(seen)
 
     def minibatch_rows(self, data: Batch) -> int:
-        """Return how many rows of the data, which are steps or sequences of them, make M = batch_size steps."""
-        return max(1, self.batch_size // data["advantage"][0].numel())
+        """Return how many rows of the data, which are steps or sequences, make this process's share of batch_size."""
+        return self.setup.world.share_of_rows(self.batch_size // data["advantage"][0].numel())
 
     def loss(self, data: Batch, clip_range: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one minibatch and its parts. All of data: M steps, [M, ...] or [M / T, T, ...]."""
@@ -110,7 +113,7 @@ class PPO(OnPolicy):
             policy, value = self.net.unroll(data)
         advantage = data["advantage"]
         if self.normalize_advantage:
-            advantage = normalized(advantage)
+            advantage = normalized(advantage, self.setup.world)
 
         log_ratio = policy.log_prob(data["action"]) - data["old_log_prob"]
         ratio = log_ratio.exp()
@@ -159,8 +162,14 @@ class PPO(OnPolicy):
         check_range("algo.max_grad_norm", self.max_grad_norm, 0)
         check_range("algo.target_kl", self.target_kl, 0)
         check_range("algo.adam_eps", self.adam_eps, 0)
+        if self.overlap and self.setup.world.size > 1:
+            raise UserError(
+                "algo.overlap=true collects and learns at the same time, and a split run has its processes "
+                "exchange messages in one order: leave it out"
+            )
         rollout = self.num_envs * self.num_steps
-        check_minibatch(self.batch_size, rollout, self.num_steps if self.setup.recurrent else 1)
+        sequence = self.num_steps if self.setup.recurrent else 1
+        check_minibatch(self.batch_size, rollout, sequence, self.setup.world.size)
         if self.normalize_advantage and min(self.batch_size, rollout) == 1:
             raise UserError(
                 f"algo.batch_size={self.batch_size} of {rollout} steps leaves nothing to normalise; try 2 and at least "

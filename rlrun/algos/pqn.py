@@ -29,11 +29,13 @@ from rlrun.data.collector import Batch, State
 from rlrun.math.returns import lambda_returns, next_values
 from rlrun.math.schedules import linear
 from rlrun.networks.q_network import QNetwork
+from rlrun.seeding import drawn
 
 
 @dataclass(kw_only=True, eq=False)
 class PQN(Algorithm):
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete",)
+    distributed: ClassVar[bool] = True
 
     num_envs: int
     num_steps: int
@@ -68,11 +70,12 @@ class PQN(Algorithm):
 
         self.batch = self.collector.collect(self.policy, self.num_steps)
         data = self.learning_data(self.batch)
-        losses = []
+        losses, world = [], self.setup.world
+        share = world.share_of_rows(self.batch_size)
         for _ in range(self.num_epochs):
-            for minibatch in minibatches(data, self.batch_size, self.generator):
+            for minibatch in minibatches(data, share, self.generator):
                 loss = self.loss(minibatch)
-                descend(loss, self.optimizer, self.max_grad_norm)
+                descend(loss, self.optimizer, self.max_grad_norm, world)
                 losses.append(loss.detach())
         return metrics | {"train/loss": torch.stack(losses).mean(), "train/q_value": self.batch["value"].mean()}
 
@@ -118,15 +121,15 @@ class PQN(Algorithm):
         """Replace each action by a random one with probability epsilon: [B] -> [B]."""
         if epsilon == 0:
             return greedy
-        coin = torch.rand(greedy.shape, generator=generator, device=greedy.device)
-        random = torch.randint(self.num_actions, greedy.shape, generator=generator, device=greedy.device)
+        coin = drawn(greedy.float(), generator, lambda empty: empty.uniform_(generator=generator))
+        random = drawn(greedy, generator, lambda empty: empty.random_(self.num_actions, generator=generator))
         return torch.where(coin < epsilon, random, greedy)
 
     def epsilon(self) -> float:
         return linear(self.epsilon_start, self.epsilon_end, self.progress / max(self.epsilon_fraction, 1e-9))
 
     def stored_steps(self) -> int:
-        return self.num_envs * self.num_steps
+        return self.num_envs * self.num_steps // self.setup.world.size
 
     def _check(self) -> None:
         for key in ("num_envs", "num_steps", "num_epochs"):
@@ -135,4 +138,4 @@ class PQN(Algorithm):
             check_range(f"algo.{key}", getattr(self, key), 0)
         for key in ("gamma", "q_lambda", "epsilon_start", "epsilon_end", "epsilon_fraction", "eval_epsilon"):
             check_range(f"algo.{key}", getattr(self, key), 0, 1)
-        check_minibatch(self.batch_size, self.num_envs * self.num_steps)
+        check_minibatch(self.batch_size, self.num_envs * self.num_steps, processes=self.setup.world.size)

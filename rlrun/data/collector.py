@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from rlrun.data.rollout import Batch, Rollout
+from rlrun.distributed import LONE, World
 from rlrun.envs.base import Array, Transition
 from rlrun.envs.normalizer import Normalizer
 from rlrun.envs.replayed import ReplayedEnvs
@@ -31,12 +32,13 @@ FIRST_ROOM = 1_000  # steps, for episodes whose length is not known
 class Collector(Stateful):
     """Environments, where each of them stands, and the statistics of their episodes.
 
-    It also is the one counter of environment steps: resets are neither counted nor stored. With `raw` it
+    It also is the one counter of environment steps: resets are neither counted nor stored. Of a run that is split it
+    steps this process's share, and counts the steps and episodes of all. With `raw` it
     returns observations and rewards as the environment gave them, on the CPU, for a replay that normalises
     what it returns; the policy sees normalised ones all the same, and the statistics are kept here.
     """
 
-    transient: ClassVar[frozenset[str]] = frozenset({"rollout", "spare_rollout"})
+    transient: ClassVar[frozenset[str]] = frozenset({"rollout", "spare_rollout", "ended"})
 
     envs: ReplayedEnvs
     normalizer: Normalizer
@@ -48,6 +50,7 @@ class Collector(Stateful):
     shaping: Shaping | None = None  # of the learner's rewards; episodes are reported with their true returns
     first_env: int = 0  # the number of its first environment, where there are several collectors
     steps_elsewhere: Callable[[], int] = lambda: 0  # how many steps the others have taken
+    world: World = LONE  # the processes that step as many each, at the same time
 
     def __post_init__(self) -> None:
         self.num_envs = self.envs.num_envs
@@ -62,6 +65,7 @@ class Collector(Stateful):
         self.recent_returns: deque[float] = deque(maxlen=RECENT)
         self.recent_lengths: deque[int] = deque(maxlen=RECENT)
         self.episodes: list[dict[str, float]] = []
+        self.ended: list[dict[str, float]] = []  # since the beginning of the present call
         self.rollout, self.spare_rollout = self._new_rollout(), self._new_rollout()
 
     @torch.no_grad()
@@ -79,6 +83,7 @@ class Collector(Stateful):
         cuts: list[Cut] = []
         for t in range(num_steps):
             self._step(policy, t, num_steps, cuts)
+        self._gather_episodes()
         return self._batch(num_steps, cuts)
 
     def keep_rollout(self) -> None:
@@ -104,6 +109,7 @@ class Collector(Stateful):
                     f"an episode has not ended after {LONGEST_EPISODE:,} steps, and this algorithm learns from whole "
                     "episodes: give the environment a limit, such as env.max_episode_steps=1000"
                 )
+        self._gather_episodes()
         return self._batch(t, cuts)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,7 +162,7 @@ class Collector(Stateful):
         }
 
     def _advance(self, transition: Transition, ended: Array) -> None:
-        self.steps += self.num_envs
+        self.steps += self.num_envs * self.world.size
         self.episode_return += transition.reward
         self.episode_length += 1
         obs = transition.obs
@@ -168,11 +174,19 @@ class Collector(Stateful):
 
     def _finish_episode(self, b: int) -> None:
         score, length = float(self.episode_return[b]), int(self.episode_length[b])
-        self.recent_returns.append(score)
-        self.recent_lengths.append(length)
         step, env = self.steps + self.steps_elsewhere(), self.first_env + b
-        self.episodes.append({"step": step, "env": env, "return": score, "length": length})
+        self.ended.append({"step": step, "env": env, "return": score, "length": length})
         self.episode_return[b], self.episode_length[b] = 0.0, 0
+
+    def _gather_episodes(self) -> None:
+        """Report the episodes that have ended in this call, those of other processes in their places."""
+        ended, self.ended = self.ended, []
+        if self.world.size > 1:
+            everyones = [episode for part in self.world.everyones(ended) for episode in part]
+            ended = sorted(everyones, key=lambda episode: (episode["step"], episode["env"]))
+        self.episodes += ended
+        self.recent_returns.extend(episode["return"] for episode in ended)
+        self.recent_lengths.extend(int(episode["length"]) for episode in ended)
 
     def _received(self, obs: Array) -> Array:
         if self.normalize_obs:

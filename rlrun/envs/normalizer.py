@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from rlrun.distributed import LONE, World
 from rlrun.envs.base import Array
 from rlrun.stateful import Stateful
 
@@ -34,19 +35,20 @@ class RunningMoments(Stateful):
 class Normalizer(Stateful):
     """Shift and scale observations; scale rewards by the deviation of the discounted return.
 
-    The statistics are those of all collectors together; each of them keeps the discounted returns of its own
-    environments. In evaluation only `obs` is called, which changes nothing: the statistics stay those of training.
+    The statistics are those of all collectors and processes together; each collector keeps the discounted returns of
+    its own environments. In evaluation only `obs` is called, which changes nothing: the statistics stay those of
+    training.
     """
 
-    transient = frozenset({"discount"})  # configuration
+    transient = frozenset({"discount", "world"})  # configuration
 
-    def __init__(self, obs_shape: tuple[int, ...], gamma: float) -> None:
+    def __init__(self, obs_shape: tuple[int, ...], gamma: float, world: World = LONE) -> None:
         self.obs_moments = RunningMoments(obs_shape)
         self.return_moments = RunningMoments(())
-        self.discount = gamma
+        self.discount, self.world = gamma, world
 
     def update_obs(self, obs: Array) -> None:
-        self.obs_moments.update(obs.astype(np.float64))
+        self.obs_moments.update(self.world.whole_array(obs.astype(np.float64)))
 
     def obs(self, obs: Array) -> Array:
         """obs: [B, *obs] -> float32, mean 0 and variance 1 over training so far."""
@@ -60,7 +62,7 @@ class Normalizer(Stateful):
         """
         discounted_return *= self.discount
         discounted_return += reward
-        self.return_moments.update(discounted_return)
+        self.return_moments.update(self.world.whole_array(discounted_return))
         discounted_return[ended] = 0.0
         return self.scaled_reward(reward)
 

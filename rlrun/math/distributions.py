@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from rlrun.seeding import drawn
+
 
 class Distribution(Protocol):
     def sample(self, generator: torch.Generator | None = None) -> Tensor: ...
@@ -31,7 +33,7 @@ class Categorical:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         # The exponential race: the index of the smallest E_i / p_i, E_i ~ Exp(1), is distributed as p.
         # On 8 x 4 it takes 5 us, torch.multinomial 13.
-        noise = torch.empty_like(self.log_probs).exponential_(generator=generator)
+        noise = drawn(self.log_probs, generator, lambda empty: empty.exponential_(generator=generator))
         return (self.log_probs - noise.log_()).argmax(dim=-1)
 
     def mode(self) -> Tensor:
@@ -76,7 +78,7 @@ class DiagGaussian:
         self.mean, self.log_std = mean, log_std.expand_as(mean)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        noise = drawn(self.mean, generator, lambda empty: empty.normal_(generator=generator))
         return self.mean + noise * self.log_std.exp()
 
     def mode(self) -> Tensor:
