@@ -158,7 +158,7 @@ WHOLE_ROLLOUTS = {
     "a2c": ["algo=a2c", "env=cartpole", "algo.num_steps=40", "algo.normalize_advantage=true"],
     "ppo": ["algo=ppo", "env=cartpole", "algo.num_steps=40", "algo.batch_size=160", "algo.target_kl=0.01"],
     "continuous ppo, normalised": [
-        *("algo=ppo", "env=pendulum", "algo.num_steps=120", "algo.batch_size=480", "env.max_episode_steps=90"),
+        *("algo=ppo", "env=pendulum", "algo.num_steps=50", "algo.batch_size=200", "env.max_episode_steps=40"),
         *("env.normalize_obs=true", "env.normalize_reward=true"),
     ],
     "ppo with a memory": [
@@ -197,13 +197,13 @@ def test_two_processes_learn_what_one_does_where_minibatches_are_whole_rollouts(
 
 
 def test_processes_restored_to_a_checkpoint_go_on_bit_for_bit(compose: Callable[..., dict[str, Any]]) -> None:
-    options = [*WHOLE_ROLLOUTS["continuous ppo, normalised"], "algo.batch_size=60", "algo.num_envs=6"]
+    options = [*WHOLE_ROLLOUTS["continuous ppo, normalised"], "algo.num_steps=30", "algo.batch_size=60"]
     config = compose("device=cpu", "device.threads=1", *SMALL, *options)
 
     def begin(world: World, followers: Followers, *stored: Any) -> Follower:
         followers.build(config)
         agent = build_agent(config, world=world)
-        assert followers.built(agent.fingerprint()) == [{}, {}]
+        assert followers.built(agent.fingerprint()) == [{}]
         leader = Follower(normalizer=agent.normalizer, algorithm=agent.algorithm)
         followers.restore(*(stored or (leader.state_dict(), [])))
         if stored:
@@ -232,7 +232,7 @@ def test_processes_restored_to_a_checkpoint_go_on_bit_for_bit(compose: Callable[
         followers.end()
         return str(first_difference(undisturbed, again) or "")
 
-    assert in_processes(3, lead_and_follow) == ["", None, None]
+    assert in_processes(2, lead_and_follow) == ["", None]
 
 
 # --- The command line -------------------------------------------------------------------------------------
@@ -352,8 +352,8 @@ def test_what_ends_a_follower_is_said_by_the_first_process() -> None:
 
 @pytest.mark.learning
 def test_two_processes_learn_cartpole(tmp_path: Path) -> None:
-    options = ["algo=ppo", "env=cartpole", "total_steps=20_000", "eval.every=20_000"]
+    options = ["algo=ppo", "env=cartpole", "total_steps=10_000", "eval.every=10_000"]
     done = torchrun([*options, "device=cpu", "log.console=false"], tmp_path)
     assert done.returncode == 0, done.stderr
-    # After a fifth of its budget, where chance gets 22 and the hand-written policy 42.
-    assert json.loads((the_run(tmp_path) / "result.json").read_text())["mean_return"] >= 150
+    # After a tenth of its budget, where chance gets 22 and the hand-written policy 42.
+    assert json.loads((the_run(tmp_path) / "result.json").read_text())["mean_return"] >= 70
