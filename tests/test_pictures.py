@@ -26,7 +26,7 @@ def known(spec: Gym) -> Model:
 
 def pixels(png: bytes) -> Array:
     """Return [H, W, 3]."""
-    return np.asarray(Image.open(io.BytesIO(png)))
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
 def cell_size(png: bytes, grid: GridMap) -> int:
