@@ -84,7 +84,7 @@ def test_gradients_of_shares_average_to_that_of_the_whole_minibatch_with_normali
             net.bias.fill_(0.1)
         mine = slice(world.rank * 12 // world.size, (world.rank + 1) * 12 // world.size)
         loss = (net(x[mine]).squeeze(1).exp() * normalized(advantage[mine], world)).mean()
-        descend(loss, net, torch.optim.SGD(net.parameters(), lr=0.1), 0.5, world)
+        descend(loss, torch.optim.SGD(net.parameters(), lr=0.1), 0.5, world)
         return torch.cat([p.detach().flatten() for p in net.parameters()]).tolist()
 
     whole = gradient(LONE)
