@@ -35,14 +35,16 @@ def estimate(algorithm: Algorithm, config: dict[str, Any]) -> Estimate:
     weights = sum(p.nbytes for m in algorithm.networks().values() for p in m.parameters())
     found = sum(r.checkpoint_bytes for r in algorithm.setup.replays)
     copies = algorithm.copies() * weights
-    checkpoint = 3 * weights + copies + sum(c.obs.nbytes for c in algorithm.setup.collectors) + found + 200_000
+    per_step = sum(c.bytes_per_step() for c in algorithm.setup.collectors)
+    ahead = per_step * algorithm.saved_steps()
+    checkpoint = 3 * weights + ahead + copies + sum(c.obs.nbytes for c in algorithm.setup.collectors) + found + 200_000
     replay = sum(r.ring.missing_bytes() for r in algorithm.setup.replays)
     logs = config["total_steps"] * LOG_BYTES_PER_STEP + _picture_bytes(algorithm, config)
     disk = checkpoint * (config["checkpoint"]["keep"] + 2) + logs + replay
-    stored = sum(c.bytes_per_step() for c in algorithm.setup.collectors) * algorithm.stored_steps()
+    stored = per_step * algorithm.stored_steps()
     # Weights, gradients, two moments and a checkpoint in the making; copies without the moments; a rollout and its
     # minibatches; what finds a replay's records again, and three copies of it while a checkpoint is made.
-    memory = _resident_bytes() + 6 * weights + 3 * copies + 3 * stored + 4 * found
+    memory = _resident_bytes() + 6 * weights + 3 * copies + 3 * stored + 2 * ahead + 4 * found
     return Estimate(checkpoint, disk, memory, replay)
 
 

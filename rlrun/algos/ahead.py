@@ -51,7 +51,8 @@ class Ahead(Stateful):
     def collecting(self) -> Iterator[None]:
         """Collect the next rollout, by the policy as it is now, while the block changes it."""
         self.copy_net()
-        with ThreadPoolExecutor(1) as thread:
+        # A new thread takes over the number of torch's threads only once it is asked for it.
+        with ThreadPoolExecutor(1, initializer=torch.get_num_threads) as thread:
             rollout = thread.submit(self.collect)
             yield
             self.batch = rollout.result()

@@ -114,6 +114,10 @@ class Algorithm(Stateful, ABC):
         """Return how many environment steps are held in memory at once, for the estimate before a run."""
         return 0
 
+    def saved_steps(self) -> int:
+        """Return how many environment steps a checkpoint holds, besides those of a replay."""
+        return 0
+
     def copies(self) -> int:
         """Return how many more copies of the weights than `networks` tells of are in memory and in a checkpoint."""
         return 0
@@ -215,9 +219,9 @@ def clip_gradients(weights: Iterable[Tensor], max_norm: float | None) -> None:
 
     As torch's clip_grad_norm_, which takes twice as long for the gradients of a small network.
     """
-    if max_norm is None:
-        return
     gradients = [weight.grad for weight in weights if weight.grad is not None]
+    if max_norm is None or not gradients:
+        return
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
 

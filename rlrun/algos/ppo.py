@@ -147,6 +147,9 @@ class PPO(OnPolicy):
     def stored_steps(self) -> int:
         return super().stored_steps() * (2 if self.overlap else 1)
 
+    def saved_steps(self) -> int:
+        return self.num_envs * self.num_steps if self.overlap else 0
+
     def threads_at_once(self) -> int:
         return 2 if self.overlap else 1
 
@@ -166,6 +169,11 @@ class PPO(OnPolicy):
             raise UserError(
                 "algo.overlap=true collects and learns at the same time, and a split run has its processes "
                 "exchange messages in one order: leave it out"
+            )
+        if self.overlap and self.setup.device.compile:
+            raise UserError(
+                "algo.overlap=true acts while device.compile=true compiles, and which is faster would decide the bits: "
+                "leave one of them out"
             )
         rollout = self.num_envs * self.num_steps
         sequence = self.num_steps if self.setup.recurrent else 1

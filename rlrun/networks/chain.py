@@ -1,7 +1,6 @@
 """Linear layers with ReLUs between them as one operation: small and wide networks spend less time between products.
 
-oneDNN applies the ReLU while it writes the product, and the graph of the derivatives has one node instead of one for
-each layer. An update of SAC with its two critics of 256 x 256 takes a quarter less time.
+The ReLU is applied in place, and the graph of the derivatives has one node instead of one for each layer and ReLU.
 """
 
 from collections.abc import Iterable, Sequence

@@ -47,6 +47,11 @@ class Adam(torch.optim.Optimizer):
             )
         return loss
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if any("step" not in group for group in state["param_groups"]):
+            raise ValueError("the stored optimizer is torch's Adam, of an earlier version")
+        super().load_state_dict(state)
+
     def _moments(self, param: Tensor) -> dict[str, Tensor]:
         moments: dict[str, Tensor] = self.state[param]
         if not moments:

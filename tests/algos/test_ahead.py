@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from rlrun.algos.ppo import PPO
-from rlrun.build import Agent
+from rlrun.build import Agent, build_agent
+from rlrun.errors import UserError
+from rlrun.room import estimate
 
 MakeAgent = Callable[..., Agent]
 SMALL = ("tuned=none", "algo=ppo", "env=cartpole", "network.hidden=[16]", "algo.num_envs=2", "algo.num_steps=16")
@@ -82,6 +84,19 @@ def test_a_restored_run_goes_on_bit_for_bit(
         metrics = [{name: float(value) for name, value in ppo.step().items()} for ppo in (undisturbed, killed)]
         assert metrics[0] == metrics[1]
     assert torch.equal(weights(undisturbed), weights(killed))
+
+
+def test_a_compiled_network_is_refused(make_agent: MakeAgent) -> None:
+    with pytest.raises(UserError, match=r"algo\.overlap=true .* device\.compile=true"):
+        make(make_agent, "device.compile=true")
+
+
+def test_a_checkpoint_is_known_to_hold_the_rollout(compose: Callable[..., dict[str, Any]]) -> None:
+    def needed(*overrides: str) -> int:
+        config = compose(*SMALL, "algo.batch_size=32", "algo.num_steps=2000", *overrides)
+        return estimate(build_agent(config).algorithm, config).checkpoint
+
+    assert needed("algo.overlap=true") - needed("algo.overlap=false") > 2 * 2000 * 4 * 4  # float32 observations alone
 
 
 def test_an_error_of_the_environment_ends_the_step(make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:

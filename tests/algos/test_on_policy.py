@@ -40,3 +40,4 @@ def test_gradients_are_clipped_as_torch_clips_them(max_norm: float | None) -> No
         torch.nn.utils.clip_grad_norm_(theirs, max_norm)
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
     assert without.grad is None
+    clip_gradients([without], max_norm)  # nothing to clip

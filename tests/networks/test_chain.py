@@ -62,6 +62,14 @@ def test_stacked_networks_are_their_members(count: int) -> None:
     assert_alike(lambda x: stacked(x, count), reference, x, list(stacked.parameters()))
 
 
+def test_what_is_not_a_number_stays_so() -> None:
+    net, x = layers((5, 64, 64, 2), last_relu=True), torch.randn(64, 5)
+    x[3, 2] = torch.nan
+    out = through(net, x)
+    assert out[3].isnan().all()
+    assert not out[4].isnan().any()
+
+
 def test_gradients_can_be_derived_again() -> None:
     net, x = layers((5, 8, 8, 2), last_relu=False), torch.randn(40, 5, requires_grad=True)
     inputs = [x, *net.parameters()]

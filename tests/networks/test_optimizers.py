@@ -116,6 +116,13 @@ def test_adam_is_torchs_adam_also_after_a_restore(through_disk: Callable[[Any], 
         assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+def test_the_state_of_torchs_adam_is_refused() -> None:
+    weight = torch.zeros(2, requires_grad=True)
+    stored = torch.optim.Adam([weight]).state_dict()
+    with pytest.raises(ValueError, match="earlier version"):
+        Adam([weight], lr=0.1, eps=1e-8).load_state_dict(stored)
+
+
 def test_adam_leaves_weights_without_a_gradient_alone() -> None:
     p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     adam = Adam([p, q], lr=0.1, eps=1e-8)
