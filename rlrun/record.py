@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -27,8 +28,13 @@ def provenance() -> dict[str, Any]:
 @cache
 def packages() -> dict[str, str]:
     """Return {package: version} of what a result may depend on, as far as it is installed."""
+    return installed(PACKAGES)
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """Return {package: version} of those that are installed."""
     versions = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Optimizers that published settings need and torch does not have."""
+"""Optimizers that published settings need and torch does not have, or has with more around them than it takes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,31 @@ import torch
 from torch import Tensor
 
 
-class Adam(torch.optim.Optimizer):
+class Moments(torch.optim.Optimizer):
+    """The base of optimizers that keep moments of each weight's gradient, and move all weights of a group at once."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self.move(group, params, [p.grad for p in params])
+        return loss
+
+    def move(self, group: dict[str, Any], params: list[Tensor], grads: list[Any]) -> None:
+        """Take a step with the weights of a group that have a gradient."""
+        raise NotImplementedError
+
+    def moment(self, param: Tensor, name: str, init: float = 0.0) -> Tensor:
+        """Return a moment of a weight's gradient, made with this value the first time."""
+        state = self.state[param]
+        if name not in state:
+            state[name] = torch.full_like(param, init)
+        return state[name]
+
+
+class Adam(Moments):
     """Adam: moments of the gradient, and steps of about the learning rate whatever its size.
 
     Kingma and Ba (2015), "Adam: A Method for Stochastic Optimization", arXiv:1412.6980, Algorithm 1. The arithmetic
@@ -20,46 +44,32 @@ class Adam(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "betas": betas, "step": 0})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            moments = [self._moments(p) for p in params]
-            group["step"] += 1
-            step = torch.tensor(float(group["step"]), device=params[0].device)
-            torch._fused_adam_(
-                params,
-                [p.grad for p in params],
-                [m["mean"] for m in moments],
-                [m["square"] for m in moments],
-                [],
-                [step] * len(params),
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=0.0,
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-            )
-        return loss
+    def move(self, group: dict[str, Any], params: list[Tensor], grads: list[Any]) -> None:
+        group["step"] += 1
+        step = torch.tensor(float(group["step"]), device=params[0].device)
+        torch._fused_adam_(
+            params,
+            grads,
+            [self.moment(p, "mean") for p in params],
+            [self.moment(p, "square") for p in params],
+            [],
+            [step] * len(params),
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if any("step" not in group for group in state["param_groups"]):
             raise ValueError("the stored optimizer is torch's Adam, of an earlier version")
         super().load_state_dict(state)
 
-    def _moments(self, param: Tensor) -> dict[str, Tensor]:
-        moments: dict[str, Tensor] = self.state[param]
-        if not moments:
-            moments["mean"], moments["square"] = torch.zeros_like(param), torch.zeros_like(param)
-        return moments
 
-
-class RMSpropTF(torch.optim.Optimizer):
+class RMSpropTF(Moments):
     """RMSProp as TensorFlow has it: epsilon inside the square root, squares that start at one.
 
     The published A2C and DQN scores were reached with this variant. Starting the squares at one keeps the
@@ -79,36 +89,22 @@ class RMSpropTF(torch.optim.Optimizer):
         defaults = {"lr": lr, "alpha": alpha, "eps": eps, "square_init": square_init, "centered": centered}
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = closure() if closure is not None else None
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            squares = [self._moment(p, "square", group["square_init"]) for p in params]
-            grads: list[Any] = [p.grad for p in params]
-            torch._foreach_mul_(squares, group["alpha"])
-            torch._foreach_addcmul_(squares, grads, grads, 1 - group["alpha"])
-            roots = torch._foreach_add(squares, group["eps"])
-            if group["centered"]:
-                means = [self._moment(p, "mean", 0.0) for p in params]
-                torch._foreach_lerp_(means, grads, 1 - group["alpha"])
-                torch._foreach_addcmul_(roots, means, means, -1)
-            torch._foreach_sqrt_(roots)
-            torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
-        return loss
+    def move(self, group: dict[str, Any], params: list[Tensor], grads: list[Any]) -> None:
+        squares = [self.moment(p, "square", group["square_init"]) for p in params]
+        torch._foreach_mul_(squares, group["alpha"])
+        torch._foreach_addcmul_(squares, grads, grads, 1 - group["alpha"])
+        roots = torch._foreach_add(squares, group["eps"])
+        if group["centered"]:
+            means = [self.moment(p, "mean") for p in params]
+            torch._foreach_lerp_(means, grads, 1 - group["alpha"])
+            torch._foreach_addcmul_(roots, means, means, -1)
+        torch._foreach_sqrt_(roots)
+        torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
 
     def share_memory(self) -> None:
         """Move the moments to memory that forked processes share, made if this is before the first step."""
         for group in self.param_groups:
             for param in group["params"]:
-                self._moment(param, "square", group["square_init"]).share_memory_()
+                self.moment(param, "square", group["square_init"]).share_memory_()
                 if group["centered"]:
-                    self._moment(param, "mean", 0.0).share_memory_()
-
-    def _moment(self, param: Tensor, name: str, init: float) -> Tensor:
-        state = self.state[param]
-        if name not in state:
-            state[name] = torch.full_like(param, init)
-        return state[name]
+                    self.moment(param, "mean").share_memory_()

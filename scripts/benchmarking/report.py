@@ -1,7 +1,6 @@
 """What is written of measurements: when, on what and by which command, as JSON and as Markdown."""
 
 import argparse
-import importlib.metadata
 import math
 import os
 import platform
@@ -26,20 +25,10 @@ def facts() -> dict[str, Any]:
         "command": shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": record.now(),
         "machine": {"processor": processor(), **machine},
-        "versions": {"python": platform.python_version(), **record.packages(), **_installed(BESIDE)},
+        "versions": {"python": platform.python_version(), **record.packages(), **record.installed(BESIDE)},
         "load_at_start": round(os.getloadavg()[0], 2),
         "code": {"sha256": code["sha256"], "commit": code.get("commit"), "changed": bool(code.get("dirty_diff"))},
     }
-
-
-def _installed(packages: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def provenance(facts: dict[str, Any]) -> str:
