@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -32,6 +33,12 @@ class ActorCritic(nn.Module):
         self.value_torso = self.policy_torso if share_torso else make_torso()
         self.policy_head = make_policy_head(action_space, self.policy_torso.out_features, log_std_init)
         self.value_head = orthogonal(nn.Linear(self.value_torso.out_features, 1), gain=1.0)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the torsos too, which acting, bootstrapping and evaluation use without each other."""
+        super().compile(*args, **kwargs)
+        for torso in {self.policy_torso, self.value_torso}:
+            torso.compile(*args, **kwargs)
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """obs: [B, *obs] -> the action distribution and the value [B], both in float32."""

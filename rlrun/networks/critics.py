@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.networks.bounded import ActionBounds
-from rlrun.networks.chain import chain, linear_run, worth_a_chain
+from rlrun.networks.chain import Run, chain
 from rlrun.networks.linear import Linear, StackedLinear, first
 from rlrun.networks.torsos import ACTIVATIONS, Torso, entry, orthogonal
 
@@ -70,13 +70,16 @@ class Stacked(nn.Module):
         self.entry = members[0][:start]
         rows = list(zip(*members, strict=True))[start:]
         self.layers = nn.Sequential(*(STACKED.get(type(row[0]), _shared)(row) for row in rows))
+        run = Run.first_of(list(self.layers))
+        self.run = run if run is not None and len(run) == len(self.layers) else None
 
     def forward(self, inputs: Tensor, count: int | None = None) -> Tensor:
         """inputs: [B, *in] -> the outputs of the first `count` networks, all if None: [count, B, out]."""
         x, count = self.entry(inputs), count or self.num_members
-        layers = [(first(m.weight, count), first(m.bias, count)) for m in self.layers if isinstance(m, StackedLinear)]
-        if linear_run(self.layers) == len(self.layers) and worth_a_chain(x, layers):
-            return chain(x, layers, last_relu=False)
+        if self.run is not None:
+            layers = [(first(m.weight, count), first(m.bias, count)) for m in self.run.linears]
+            if self.run.activation.worth_a_chain(x, layers):
+                return chain(x, layers, self.run.activation, activated=self.run.activated)
         return self.layers(x.expand(count, -1, -1))
 
 

@@ -77,14 +77,12 @@ class _OneDNN(torch.autograd.Function):
         )
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """Return x W^T + b or its ReLU without a graph, by oneDNN if that is worth it: [B, in], [out, in] -> [B, out]."""
-    if len(x) * weight.numel() >= WORTH_ONEDNN:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x W^T + b without a graph, by oneDNN if that is worth it: [B, in], [out, in] -> [B, out]."""
+    if len(x) * weight.numel() >= WORTH_ONEDNN and _mkl_is_slow():
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    else:
-        out = nn.functional.linear(x, weight, bias)
-    # Not oneDNN's own ReLU, which makes zeros of NaNs: a run that has diverged would go on as if nothing were.
-    return out.relu_() if relu else out
+        return out
+    return nn.functional.linear(x, weight, bias)
 
 
 def worth_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
+from rlrun.networks.chain import Chained
 from rlrun.networks.noisy import NoisyLinear
 from rlrun.networks.torsos import Torso, orthogonal
 
@@ -32,9 +33,9 @@ class QNetwork(nn.Module):
         self.body, hidden = torso.split()
         self.num_features: int = next((x.in_features for x in hidden if isinstance(x, nn.Linear)), torso.out_features)
 
-        def stream(out_features: int) -> nn.Sequential:
+        def stream(out_features: int) -> Chained:
             layers = [_fresh(layer, noisy_sigma) for layer in hidden]
-            return nn.Sequential(*layers, _linear(torso.out_features, out_features, noisy_sigma, gain=1.0))
+            return Chained(*layers, _linear(torso.out_features, out_features, noisy_sigma, gain=1.0))
 
         self.advantage = stream(num_actions * num_outputs)
         self.value = stream(num_outputs) if dueling else None

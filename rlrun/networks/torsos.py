@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlrun.networks.chain import FEW_ROWS, through
+from rlrun.networks.chain import Chained
 from rlrun.networks.linear import Linear
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -35,23 +35,17 @@ def orthogonal(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
     return layer
 
 
-class Torso(nn.Sequential):
+class Torso(Chained):
     """A stack of layers that says how wide its output is."""
 
     out_features: int
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The few rows of acting are not worth a look; and what is compiled or exported is so for any number of rows.
-        if torch.compiler.is_compiling() or len(x) < FEW_ROWS:
-            return super().forward(x)
-        return through(self, x)
 
     def split(self) -> tuple[nn.Sequential, list[nn.Module]]:
         """Return the layers before the last linear one, and that one with what follows it (none: an empty list)."""
         layers = list(self)
         linear = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
         last = linear[-1] if linear else len(layers)
-        return nn.Sequential(*layers[:last]), layers[last:]
+        return Chained(*layers[:last]), layers[last:]
 
 
 class MLP(Torso):
@@ -84,12 +78,12 @@ class NatureCNN(Torso):
             _check_sizes(key, sizes)
         image = Image(obs_space)
         layers: list[nn.Module] = [image]
-        fan_in = image.channels
+        fan_in, scale = image.channels, image.scale
         for fan_out, kernel, stride in zip(channels, kernels, strides, strict=True):
-            convolution = nn.Conv2d(fan_in, fan_out, kernel, stride)
+            convolution = Conv2d(fan_in, fan_out, kernel, stride, scale=scale)
             shape = _output_shape([*layers, convolution], obs_space)
             layers += _layer(convolution, shape, activation, layer_norm)
-            fan_in = fan_out
+            fan_in, scale = fan_out, 1.0
         layers += _to_features(layers, obs_space, hidden, activation, layer_norm)
         super().__init__(*layers)
         self.out_features = hidden
@@ -105,12 +99,13 @@ class ImpalaCNN(Torso):
         _check_sizes("hidden", [hidden])
         image = Image(obs_space)
         layers: list[nn.Module] = [image]
-        fan_in = image.channels
+        fan_in, scale = image.channels, image.scale
         for fan_out in channels:
-            layers += [orthogonal(nn.Conv2d(fan_in, fan_out, 3, padding=1)), nn.MaxPool2d(3, stride=2, padding=1)]
+            convolution = orthogonal(Conv2d(fan_in, fan_out, 3, padding=1, scale=scale))
+            layers += [convolution, nn.MaxPool2d(3, stride=2, padding=1)]
             shape = _output_shape(layers, obs_space)
             layers += [Residual(shape, activation, layer_norm), Residual(shape, activation, layer_norm)]
-            fan_in = fan_out
+            fan_in, scale = fan_out, 1.0
         layers += _activated(_output_shape(layers, obs_space), activation, layer_norm)
         layers += _to_features(layers, obs_space, hidden, activation, layer_norm)
         super().__init__(*layers)
@@ -134,7 +129,11 @@ class Residual(nn.Module):
 
 
 class Image(nn.Module):
-    """uint8 images [B, C, H, W] or [B, H, W, C] -> float [B, C, H, W] in [0, 1]."""
+    """Images [B, C, H, W] or [B, H, W, C], bytes or floats -> float [B, C, H, W], bytes still in [0, 255].
+
+    `scale` brings them into [0, 1]; the layer that follows applies it to its few weights. Every byte is a number of
+    bfloat16 as well, so that with autocast they become that at once, without rounding.
+    """
 
     def __init__(self, obs_space: spaces.Space) -> None:
         super().__init__()
@@ -148,7 +147,23 @@ class Image(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         if self.channels_last_input:
             obs = obs.movedim(-1, -3)
-        return obs.contiguous(memory_format=torch.channels_last).float() * self.scale
+        kind = obs.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return obs.contiguous(memory_format=torch.channels_last).to(dtype)
+
+
+class Conv2d(nn.Conv2d):
+    """torch's layer, of an input that is to be multiplied by `scale`."""
+
+    def __init__(
+        self, fan_in: int, fan_out: int, kernel: int, stride: int = 1, padding: int = 0, *, scale: float = 1.0
+    ) -> None:
+        super().__init__(fan_in, fan_out, kernel, stride, padding)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.scale == 1.0 else self.weight * self.scale
+        return self._conv_forward(x, weight, self.bias)
 
 
 class OneHot(nn.Module):

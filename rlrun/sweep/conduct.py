@@ -59,6 +59,9 @@ def _average(points: Sequence[Point]) -> None:
     refresh(sorted({point.folder.path.parent for point in points if point.config["log"]["tensorboard"]}))
 
 
+INHERITED = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "RLRUN_CONFIG_DIR")  # environment variables
+
+
 @contextmanager
 def scratch_folder(outputs: Path) -> Iterator[Path]:
     """Give a sweep a folder beside its runs, where every machine that takes part sees it."""
@@ -77,7 +80,7 @@ def scratch_folder(outputs: Path) -> Iterator[Path]:
 
 
 def _launch(planned: Plan, todo: Sequence[Point], settled: dict[int, Outcome], scratch: Path) -> int:
-    environment = {key: os.environ[key] for key in ("OMP_WAIT_POLICY", "RLRUN_CONFIG_DIR") if key in os.environ}
+    environment = {key: os.environ[key] for key in INHERITED if key in os.environ}
     job = Job(scratch, Path.cwd(), tuple(sys.argv[1:]), environment | planned.environment, HERE)
     launcher = make_launcher(planned.launcher(scratch), job, len(todo), planned.at_once)
     conductor = Conductor(launcher, job, todo)
