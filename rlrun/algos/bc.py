@@ -28,8 +28,7 @@ from torch import Tensor
 
 from rlrun.algos.algorithm import Algorithm, Metrics, check_minibatch, check_range, descend, set_learning_rate
 from rlrun.algos.expert import Expert, make_expert
-from rlrun.algos.on_policy import minibatches
-from rlrun.algos.ppo import means
+from rlrun.algos.on_policy import means, minibatches
 from rlrun.data.collector import Batch, State
 from rlrun.math.distributions import Distribution
 from rlrun.math.schedules import linear

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlrun.algos.algorithm import Algorithm, check_range
+from rlrun.algos.algorithm import Algorithm, Metrics, check_range
 from rlrun.data.collector import Batch, Policy, State
 from rlrun.distributed import LONE, World
 from rlrun.math.returns import advantages
@@ -99,8 +99,8 @@ class OnPolicy(Algorithm):
 
 def normalized(advantage: Tensor, world: World = LONE) -> Tensor:
     """Return advantages with mean 0 and standard deviation 1 over the shares of all processes."""
-    everyones = world.whole(advantage)
-    return (advantage - everyones.mean()) / (everyones.std() + 1e-8)
+    deviation, mean = torch.std_mean(world.whole(advantage))
+    return (advantage - mean) / (deviation + 1e-8)
 
 
 def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -108,3 +108,8 @@ def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[
     order = random_order(len(next(iter(data.values()))), generator)
     for rows in order.split(size):
         yield {name: column.index_select(0, rows) for name, column in data.items()}
+
+
+def means(rows: list[dict[str, Tensor]]) -> Metrics:
+    """Return the mean of each entry over all rows."""
+    return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}

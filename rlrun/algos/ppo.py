@@ -16,12 +16,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from rlrun.algos.ahead import Ahead
 from rlrun.algos.algorithm import Metrics, check_minibatch, check_range, descend, set_learning_rate
-from rlrun.algos.on_policy import OnPolicy, minibatches, normalized
+from rlrun.algos.on_policy import OnPolicy, means, minibatches, normalized
 from rlrun.data.collector import Batch
 from rlrun.errors import UserError
+from rlrun.math.policy_gradient import clipped_surrogate
 from rlrun.math.returns import explained_variance
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import ActorCritic
@@ -98,17 +100,20 @@ class PPO(OnPolicy):
             for minibatch in minibatches(data, self.minibatch_rows(data), self.generator):
                 loss, parts = self.loss(minibatch, clip_range)
                 seen.append(parts)
-                if self.target_kl is not None and world.mean(parts["train/approx_kl"]) > 1.5 * self.target_kl:
-                    return means(seen)
+                if self.target_kl is not None and world.mean(divergence(parts["log_ratio"])) > 1.5 * self.target_kl:
+                    return summary(seen, clip_range)
                 descend(loss, self.optimizer, self.max_grad_norm, world)
-        return means(seen)
+        return summary(seen, clip_range)
 
     def minibatch_rows(self, data: Batch) -> int:
         """Return how many rows of the data, which are steps or sequences, make this process's share of batch_size."""
         return self.setup.world.share_of_rows(self.batch_size // data["advantage"][0].numel())
 
     def loss(self, data: Batch, clip_range: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of one minibatch and its parts. All of data: M steps, [M, ...] or [M / T, T, ...]."""
+        """Return the loss of one minibatch, and its parts for `summary`.
+
+        All of data: M steps, [M, ...] or [M / T, T, ...].
+        """
         with self.setup.device.autocast():
             policy, value = self.net.unroll(data)
         advantage = data["advantage"]
@@ -116,30 +121,26 @@ class PPO(OnPolicy):
             advantage = normalized(advantage, self.setup.world)
 
         log_ratio = policy.log_prob(data["action"]) - data["old_log_prob"]
-        ratio = log_ratio.exp()
-        clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range)
-        policy_loss = -torch.min(ratio * advantage, clipped_ratio * advantage).mean()  # Eq. (7)
-
-        error = (value - data["target"]).square()
-        if self.clip_value:
-            near_old = data["old_value"] + (value - data["old_value"]).clamp(-clip_range, clip_range)
-            error = torch.max(error, (near_old - data["target"]).square())
-        value_loss = 0.5 * error.mean()
+        policy_loss = clipped_surrogate(log_ratio, advantage, clip_range)  # Eq. (7)
+        value_loss = 0.5 * self.value_error(value, data, clip_range)
         with torch.set_grad_enabled(self.entropy_coef > 0):  # a gradient times 0 costs time, too
             entropy = policy.entropy().mean()
         loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss  # Eq. (9)
+        return loss, {
+            "train/loss": loss.detach(),
+            "train/policy_gradient_loss": policy_loss.detach(),
+            "train/value_loss": value_loss.detach(),
+            "train/entropy_loss": -entropy.detach(),
+            "log_ratio": log_ratio.detach(),
+        }
 
-        with torch.no_grad():
-            parts = {
-                "train/loss": loss.detach(),
-                "train/policy_gradient_loss": policy_loss.detach(),
-                "train/value_loss": value_loss.detach(),
-                "train/entropy_loss": -entropy.detach(),
-                # The estimator k3 of Schulman (2020), "Approximating KL Divergence": unbiased, never negative.
-                "train/approx_kl": (ratio - 1 - log_ratio).mean(),
-                "train/clip_fraction": ((ratio - 1).abs() > clip_range).float().mean(),
-            }
-        return loss, parts
+    def value_error(self, value: Tensor, data: Batch, clip_range: float) -> Tensor:
+        """Return the mean squared error of V, or if `clip_value` the larger one of V's and of V's clipped change."""
+        target, old_value = data["target"], data["old_value"]
+        if not self.clip_value:
+            return mse_loss(value, target)
+        near_old = old_value + (value - old_value).clamp(-clip_range, clip_range)
+        return torch.max((value - target).square(), (near_old - target).square()).mean()
 
     def copies(self) -> int:
         return 1 if self.overlap else 0
@@ -185,6 +186,19 @@ class PPO(OnPolicy):
             )
 
 
-def means(rows: list[dict[str, Tensor]]) -> Metrics:
-    """Return the mean of each entry over all rows."""
-    return {name: torch.as_tensor(sum(row[name] for row in rows)) / len(rows) for name in rows[0]}
+def summary(seen: list[dict[str, Tensor]], clip_range: float) -> Metrics:
+    """Return the means of what `loss` said of some minibatches."""
+    log_ratio = torch.cat([parts.pop("log_ratio").flatten() for parts in seen])
+    return {
+        **means(seen),
+        "train/approx_kl": divergence(log_ratio),
+        "train/clip_fraction": (log_ratio.expm1().abs() > clip_range).float().mean(),
+    }
+
+
+def divergence(log_ratio: Tensor) -> Tensor:
+    """Estimate the mean of D_KL(pi_old || pi) by the estimator k3, which is unbiased and never negative.
+
+    Schulman (2020), "Approximating KL Divergence".
+    """
+    return (log_ratio.expm1() - log_ratio).mean()

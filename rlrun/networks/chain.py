@@ -126,17 +126,15 @@ class _Chain(torch.autograd.Function):
         flat, outputs = others[:num_flat], others[num_flat:]
         if torch.is_grad_enabled():  # the derivatives are to be derived again
             return None, None, *_derivable(x, flat, ctx.activation.function, ctx.activated, grad, needed)
-        members, count = _members(flat), num_flat // 2
-        for_x: list[Tensor] = []
-        rows = []
-        for e, (layers, g) in enumerate(zip(members, grad if flat[0].dim() == 3 else [grad], strict=True)):
-            hidden = [x, *outputs[e * count : (e + 1) * count]]
-            rows.append(_backward(g, hidden, layers, ctx.activation, ctx.activated, needed, for_x))
-        columns = (
-            _stacked(list(column), flat) if need else None
-            for column, need in zip(zip(*rows, strict=True), needed[1:], strict=True)
+        grads, count = grad if flat[0].dim() == 3 else [grad], num_flat // 2
+        hidden = [[x, *outputs[e : e + count]] for e in range(0, len(outputs), count)]
+        members = zip(grads, hidden, _members(flat), strict=True)
+        rows = [_backward(*member, ctx.activation, ctx.activated, needed) for member in members]
+        for_x, *columns = zip(*rows, strict=True)
+        stacked = (
+            _stacked(list(column), flat) if need else None for column, need in zip(columns, needed[1:], strict=True)
         )
-        return None, None, sum(for_x) if for_x else None, *columns
+        return None, None, sum(for_x) if needed[0] else None, *stacked
 
 
 def _members(flat: Sequence[Tensor]) -> list[Layers]:
@@ -169,11 +167,10 @@ def _backward(
     activation: Activation,
     activated: bool,
     needed: Sequence[bool],
-    for_x: list[Tensor],
 ) -> list[Tensor | None]:
-    """Return the gradients by the weights and biases that need them; add that by x, if needed, to `for_x`.
+    """Return the gradients by x and by each weight and bias, None for those that are not `needed`.
 
-    hidden: x and the output of each layer; needed: of x, then of each weight and bias.
+    hidden: x and the output of each layer.
     """
     grads: list[Tensor | None] = []
     for i in reversed(range(len(layers))):
@@ -184,9 +181,7 @@ def _backward(
         grads.append(product(grad.mT, hidden[i].mT) if of_weight else None)
         if i > 0 or needed[0]:
             grad = product(grad, layers[i][0].mT)
-    if needed[0]:
-        for_x.append(grad)
-    return grads[::-1]
+    return [grad if needed[0] else None, *grads[::-1]]
 
 
 def _derivable(
