@@ -1,5 +1,6 @@
 """A policy and a state value, on one torso or on two."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
+from rlrun.networks.chain import SideBySide
 from rlrun.networks.torsos import Torso, orthogonal
 
 MakeTorso = Callable[[], Torso]
@@ -33,6 +35,12 @@ class ActorCritic(nn.Module):
         self.value_torso = self.policy_torso if share_torso else make_torso()
         self.policy_head = make_policy_head(action_space, self.policy_torso.out_features, log_std_init)
         self.value_head = orthogonal(nn.Linear(self.value_torso.out_features, 1), gain=1.0)
+        # Where they are linear layers alone, policy and value can be one operation, and the policy with its head is.
+        self.both = self.policy_alone = None
+        if isinstance(self.policy_torso, Torso) and isinstance(self.value_torso, Torso):
+            policy, value = [*self.policy_torso, self.policy_head.last], [*self.value_torso, self.value_head]
+            self.policy_alone = SideBySide.of([policy])
+            self.both = None if share_torso else SideBySide.of([policy, value])
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the torsos too, which acting, bootstrapping and evaluation use without each other."""
@@ -42,11 +50,15 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """obs: [B, *obs] -> the action distribution and the value [B], both in float32."""
+        if self.both is not None and (outputs := self.both(obs)) is not None:
+            return self.policy_head.distribution(outputs[0]), outputs[1].squeeze(-1)
         features = self.policy_torso(obs)
         value_features = features if self.value_torso is self.policy_torso else self.value_torso(obs)
         return self.policy_head(features), self._value(value_features)
 
     def distribution(self, obs: Tensor) -> Distribution:
+        if self.policy_alone is not None and (outputs := self.policy_alone(obs)) is not None:
+            return self.policy_head.distribution(outputs[0])
         return self.policy_head(self.policy_torso(obs))
 
     def value(self, obs: Tensor) -> Tensor:
@@ -115,26 +127,50 @@ def sampled(policy: Distribution, value: Tensor, generator: torch.Generator) -> 
     return {"action": action, "log_prob": policy.log_prob(action), "value": value}
 
 
-class CategoricalHead(nn.Module):
+class PolicyHead(nn.Module, ABC):
+    """A linear layer, and the distribution that its outputs stand for."""
+
+    def forward(self, features: Tensor) -> Distribution:
+        return self.distribution(self.last(features))
+
+    @property
+    @abstractmethod
+    def last(self) -> nn.Linear:
+        """The linear layer."""
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> Distribution:
+        """outputs: [B, K] -> the distribution of B actions, in float32."""
+
+
+class CategoricalHead(PolicyHead):
     def __init__(self, in_features: int, num_actions: int) -> None:
         super().__init__()
         self.logits = orthogonal(nn.Linear(in_features, num_actions), gain=0.01)
 
-    def forward(self, features: Tensor) -> Categorical:
-        return Categorical(self.logits(features).float())
+    @property
+    def last(self) -> nn.Linear:
+        return self.logits
+
+    def distribution(self, outputs: Tensor) -> Categorical:
+        return Categorical(outputs.float())
 
 
-class MultiCategoricalHead(nn.Module):
+class MultiCategoricalHead(PolicyHead):
     def __init__(self, in_features: int, sizes: list[int]) -> None:
         super().__init__()
         self.sizes = sizes
         self.logits = orthogonal(nn.Linear(in_features, sum(sizes)), gain=0.01)
 
-    def forward(self, features: Tensor) -> MultiCategorical:
-        return MultiCategorical(self.logits(features).float(), self.sizes)
+    @property
+    def last(self) -> nn.Linear:
+        return self.logits
+
+    def distribution(self, outputs: Tensor) -> MultiCategorical:
+        return MultiCategorical(outputs.float(), self.sizes)
 
 
-class GaussianHead(nn.Module):
+class GaussianHead(PolicyHead):
     """A Gaussian whose standard deviation is learned but does not depend on the state."""
 
     def __init__(self, in_features: int, num_dims: int, log_std_init: float) -> None:
@@ -142,12 +178,16 @@ class GaussianHead(nn.Module):
         self.mean = orthogonal(nn.Linear(in_features, num_dims), gain=0.01)
         self.log_std = nn.Parameter(torch.full((num_dims,), log_std_init))
 
-    def forward(self, features: Tensor) -> DiagGaussian:
+    @property
+    def last(self) -> nn.Linear:
+        return self.mean
+
+    def distribution(self, outputs: Tensor) -> DiagGaussian:
         # A copy: the distribution must stay what it was while a line search moves the weights.
-        return DiagGaussian(self.mean(features).float(), self.log_std.clone())
+        return DiagGaussian(outputs.float(), self.log_std.clone())
 
 
-def make_policy_head(action_space: spaces.Space, in_features: int, log_std_init: float) -> nn.Module:
+def make_policy_head(action_space: spaces.Space, in_features: int, log_std_init: float) -> PolicyHead:
     """Return the head that maps features to a distribution over `action_space`."""
     if isinstance(action_space, spaces.Discrete):
         return CategoricalHead(in_features, int(action_space.n))

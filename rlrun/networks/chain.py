@@ -28,13 +28,14 @@ class Activation:
     in_place: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]  # (gradient by the output, output) -> gradient by the input
 
-    def worth_a_chain(self, x: Tensor, layers: Layers) -> bool:
-        """Say whether a chain of layers with it takes less time than the layers one by one; x: [B, in]."""
+    def worth_a_chain(self, x: Tensor, layers: Layers, networks: int = 1) -> bool:
+        """Say whether chains of layers with it, x: [B, in], take less time than the layers of each one by one."""
         if torch.compiler.is_compiling() or x.dim() != 2:
             return False
         if self is TANH:
-            return _is_plain(x, layers[0][0]) and (len(x) >= MANY_ROWS or not torch.is_grad_enabled())
-        return len(x) >= FEW_ROWS and any(worth_onednn(x, weight) for weight, _ in layers)
+            enough = x.shape[0] * networks >= MANY_ROWS or not torch.is_grad_enabled()
+            return enough and _is_plain(x, layers[0][0])
+        return x.shape[0] >= FEW_ROWS and any(worth_onednn(x, weight) for weight, _ in layers)
 
 
 def _numpy_tanh_(x: Tensor) -> Tensor:
@@ -67,6 +68,9 @@ class Run:
             length += 1
         return Run(list(modules[:length:2]), ACTIVATIONS[kind], length % 2 == 0)
 
+    def layers(self) -> Layers:
+        return [(linear.weight, linear.bias) for linear in self.linears]
+
     def __len__(self) -> int:
         return 2 * len(self.linears) - (not self.activated)
 
@@ -90,7 +94,7 @@ class Chained(nn.Sequential):
         return x
 
     def _through(self, run: Run, x: Tensor) -> Tensor:
-        layers: Layers = [(linear.weight, linear.bias) for linear in run.linears]
+        layers = run.layers()
         if run.activation.worth_a_chain(x, layers):
             return chain(x, layers, run.activation, activated=run.activated)
         for linear in run.linears[:-1]:
@@ -99,83 +103,126 @@ class Chained(nn.Sequential):
         return run.activation.function(x) if run.activated else x
 
 
+class SideBySide:
+    """Networks of one form that see the same, as one operation where that is faster."""
+
+    def __init__(self, entry: Chained, runs: Sequence[Run]) -> None:
+        self.entry, self.runs = entry, runs
+
+    @staticmethod
+    def of(networks: Sequence[Sequence[nn.Module]]) -> "SideBySide | None":
+        """Return the networks as one, if each is a run of linear layers after the same layers without weights."""
+        parts = [Chained(*modules).parts for modules in networks]
+        entries, runs = [each[:-1] for each in parts], [each[-1] for each in parts if isinstance(each[-1], Run)]
+        forms = {(run.activation, run.activated, len(run)) for run in runs}
+        if len(runs) < len(networks) or len(forms) > 1 or len({repr(entry) for entry in entries}) > 1:
+            return None
+        before = [module for module in entries[0] if isinstance(module, nn.Module)]
+        if len(before) < len(entries[0]) or any(list(module.parameters()) for module in before):
+            return None
+        return SideBySide(Chained(*before), runs)
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the output of each, or None if they had better be asked one by one; inputs: [B, ...]."""
+        if torch.compiler.is_compiling():
+            return None
+        x, form = self.entry(inputs), Form(self.runs[0].activation, self.runs[0].activated, len(self.runs))
+        networks: list[Layers] = [run.layers() for run in self.runs]
+        if not form.activation.worth_a_chain(x, networks[0], len(networks)):
+            return None
+        if not torch.is_grad_enabled():
+            return tuple(_forward(x, layers, form)[-1] for layers in networks)
+        out: tuple[Tensor, ...] = _Chain.apply(form, x, *(t for layers in networks for layer in layers for t in layer))
+        return out
+
+
 def chain(x: Tensor, layers: Layers, activation: Activation, *, activated: bool) -> Tensor:
     """Return W_n f(... f(W_1 x + b_1) ...) + b_n, or f of it if `activated`.
 
     x: [B, in], weights: [out, in], biases: [out] -> [B, out]; weights: [E, out, in], biases: [E, out] -> [E, B, out].
     """
-    if not torch.is_grad_enabled() and layers[0][0].dim() == 2:
-        return _forward(x, layers, activation, activated)[-1]
-    out: Tensor = _Chain.apply(activation, activated, x, *(tensor for layer in layers for tensor in layer))
-    return out
+    stacked = layers[0][0].dim() == 3
+    form = Form(activation, activated, None if stacked else 1)
+    if not torch.is_grad_enabled() and not stacked:
+        return _forward(x, layers, form)[-1]
+    out: tuple[Tensor, ...] = _Chain.apply(form, x, *(tensor for layer in layers for tensor in layer))
+    return out[0]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What networks have in common. Their tensors come one network after the other, or stacked if `count` is None."""
+
+    activation: Activation
+    activated: bool
+    count: int | None
+
+    def members(self, flat: Sequence[Tensor]) -> list[Layers]:
+        """Return the layers of each network."""
+        if self.count is None:
+            parts = list(zip(*(tensor.unbind() for tensor in flat), strict=True))
+        else:
+            size = len(flat) // self.count
+            parts = [tuple(flat[e * size : (e + 1) * size]) for e in range(self.count)]
+        return [list(zip(part[::2], part[1::2], strict=True)) for part in parts]
+
+    def outputs(self, members: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the outputs of the networks as they are handed out."""
+        return (torch.stack(list(members)),) if self.count is None else tuple(members)
+
+    def flat(self, members: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+        """Undo `members`: of each network's tensors, some of which may be None, make those of all."""
+        if self.count is not None:
+            return [tensor for part in members for tensor in part]
+        columns = zip(*members, strict=True)
+        return [torch.stack(column) if column[0] is not None else None for column in columns]
 
 
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, activation: Activation, activated: bool, x: Tensor, *flat: Tensor) -> Tensor:
-        ctx.activation, ctx.activated = activation, activated
-        members = [_forward(x, layers, activation, activated) for layers in _members(flat)]
-        ctx.save_for_backward(x, *flat, *(hidden for outputs in members for hidden in outputs))
-        return _stacked([outputs[-1] for outputs in members], flat)
+    def forward(ctx: Any, form: Form, x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
+        ctx.form = form
+        hidden = [_forward(x, layers, form) for layers in form.members(flat)]
+        ctx.save_for_backward(x, *flat, *(tensor for outputs in hidden for tensor in outputs))
+        return form.outputs([outputs[-1] for outputs in hidden])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        needed = ctx.needs_input_grad[2:]
-        num_flat = len(needed) - 1
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        form: Form = ctx.form
+        needed = ctx.needs_input_grad[1:]
         x, *others = ctx.saved_tensors
-        flat, outputs = others[:num_flat], others[num_flat:]
+        flat, outputs = others[: len(needed) - 1], others[len(needed) - 1 :]
         if torch.is_grad_enabled():  # the derivatives are to be derived again
-            return None, None, *_derivable(x, flat, ctx.activation.function, ctx.activated, grad, needed)
-        grads, count = grad if flat[0].dim() == 3 else [grad], num_flat // 2
-        hidden = [[x, *outputs[e : e + count]] for e in range(0, len(outputs), count)]
-        members = zip(grads, hidden, _members(flat), strict=True)
-        rows = [_backward(*member, ctx.activation, ctx.activated, needed) for member in members]
-        for_x, *columns = zip(*rows, strict=True)
-        stacked = (
-            _stacked(list(column), flat) if need else None for column, need in zip(columns, needed[1:], strict=True)
-        )
-        return None, None, sum(for_x) if needed[0] else None, *stacked
+            return None, *_derivable(x, flat, form, grads, needed)
+        members, rows = form.members(flat), []
+        size = len(outputs) // len(members)
+        for e, grad in enumerate(grads[0] if form.count is None else grads):
+            of_weights = needed[1:] if form.count is None else needed[1 + 2 * size * e : 1 + 2 * size * (e + 1)]
+            hidden = [x, *outputs[size * e : size * (e + 1)]]
+            rows.append(_backward(grad, hidden, members[e], form, (needed[0], *of_weights)))
+        return None, sum(row[0] for row in rows) if needed[0] else None, *form.flat([row[1:] for row in rows])
 
 
-def _members(flat: Sequence[Tensor]) -> list[Layers]:
-    """Return the layers of each network: of the only one, or of each of the stacked ones."""
-    if flat[0].dim() == 2:
-        return [list(zip(flat[::2], flat[1::2], strict=True))]
-    unstacked = zip(*(tensor.unbind() for tensor in flat), strict=True)
-    return [list(zip(tensors[::2], tensors[1::2], strict=True)) for tensors in unstacked]
-
-
-def _stacked(members: list[Tensor], flat: Sequence[Tensor]) -> Tensor:
-    return members[0] if flat[0].dim() == 2 else torch.stack(members)
-
-
-def _forward(x: Tensor, layers: Layers, activation: Activation, activated: bool) -> list[Tensor]:
+def _forward(x: Tensor, layers: Layers, form: Form) -> list[Tensor]:
     """Return the output of each layer, its activation included."""
     outputs = []
     for i, (weight, bias) in enumerate(layers):
         x = product(x, weight, bias)
-        if activated or i < len(layers) - 1:
-            x = activation.in_place(x)
+        if form.activated or i < len(layers) - 1:
+            x = form.activation.in_place(x)
         outputs.append(x)
     return outputs
 
 
-def _backward(
-    grad: Tensor,
-    hidden: Sequence[Tensor],
-    layers: Layers,
-    activation: Activation,
-    activated: bool,
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
+def _backward(grad: Tensor, hidden: Sequence[Tensor], layers: Layers, form: Form, needed: Sequence[bool]) -> list[Any]:
     """Return the gradients by x and by each weight and bias, None for those that are not `needed`.
 
     hidden: x and the output of each layer.
     """
     grads: list[Tensor | None] = []
     for i in reversed(range(len(layers))):
-        if activated or i < len(layers) - 1:
-            grad = activation.backward(grad, hidden[i + 1])
+        if form.activated or i < len(layers) - 1:
+            grad = form.activation.backward(grad, hidden[i + 1])
         of_weight, of_bias = needed[1 + 2 * i : 3 + 2 * i]
         grads.append(grad.sum(0) if of_bias else None)
         grads.append(product(grad.mT, hidden[i].mT) if of_weight else None)
@@ -185,24 +232,19 @@ def _backward(
 
 
 def _derivable(
-    x: Tensor,
-    flat: Sequence[Tensor],
-    function: Callable[[Tensor], Tensor],
-    activated: bool,
-    grad: Tensor,
-    needed: Sequence[bool],
+    x: Tensor, flat: Sequence[Tensor], form: Form, grads: Sequence[Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return the same gradients by operations that torch can derive again."""
     with torch.enable_grad():
         outputs = []
-        for layers in _members(flat):
+        for layers in form.members(flat):
             y = x
             for i, (weight, bias) in enumerate(layers):
                 y = nn.functional.linear(y, weight, bias)
-                y = function(y) if activated or i < len(layers) - 1 else y
+                y = form.activation.function(y) if form.activated or i < len(layers) - 1 else y
             outputs.append(y)
         inputs = [tensor for tensor, need in zip([x, *flat], needed, strict=True) if need]
-        found = iter(torch.autograd.grad(_stacked(outputs, flat), inputs, grad, create_graph=True))
+        found = iter(torch.autograd.grad(form.outputs(outputs), inputs, grads, create_graph=True))
     return [next(found) if need else None for need in needed]
 
 

@@ -79,7 +79,7 @@ class _OneDNN(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x W^T + b without a graph, by oneDNN if that is worth it: [B, in], [out, in] -> [B, out]."""
-    if len(x) * weight.numel() >= WORTH_ONEDNN and _mkl_is_slow():
+    if x.shape[0] * weight.numel() >= WORTH_ONEDNN and _mkl_is_slow():
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return nn.functional.linear(x, weight, bias)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rlrun.networks import chain as module
 from rlrun.networks import linear as linear_module
-from rlrun.networks.chain import RELU, Activation, Chained, Run, chain
+from rlrun.networks.chain import RELU, Activation, Chained, Run, SideBySide, chain
 from rlrun.networks.critics import Stacked
 from rlrun.networks.linear import Linear
 
@@ -149,3 +149,40 @@ def test_a_copy_has_weights_of_its_own(kind: type[nn.Module]) -> None:
         copy[0].bias.zero_()
     torch.testing.assert_close(net(x), before)
     torch.testing.assert_close(copy(x), nn.Sequential(*copy)(x))
+
+
+def pair(kind: type[nn.Module], second: Sequence[int] = (5, 8, 8, 1)) -> list[nn.Sequential]:
+    widths: list[Sequence[int]] = [(5, 8, 8, 2), second]
+    nets = [layers(each, activated=False, seed=seed, kind=kind) for seed, each in enumerate(widths)]
+    return [nn.Sequential(nn.Flatten(), *net) for net in nets]
+
+
+def test_networks_side_by_side_are_each_of_them(kind: type[nn.Module]) -> None:
+    nets, x = pair(kind), torch.randn(150, 5)
+    together = SideBySide.of(nets)
+    assert together is not None
+    outputs = together(x)
+    assert outputs is not None
+    params = [p for net in nets for p in net.parameters()]
+    for used in (outputs, outputs[:1], outputs[1:]):  # one may be left out of the loss
+        torch.manual_seed(2)
+        weights = [torch.randn_like(out) for out in outputs]
+
+        def loss(outs: Sequence[Tensor], weights: list[Tensor] = weights) -> Tensor:
+            return torch.stack([(out.tanh() * w).sum() for out, w in zip(outs, weights, strict=False)]).sum()
+
+        expected = loss([net(x) for net, out in zip(nets, outputs, strict=True) if any(out is u for u in used)])
+        found = torch.autograd.grad(loss(used), params, retain_graph=True, materialize_grads=True)
+        wanted = torch.autograd.grad(expected, params, materialize_grads=True)
+        for got, want in zip(found, wanted, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        for out, net in zip(together(x) or (), nets, strict=True):
+            torch.testing.assert_close(out, net(x))
+
+
+def test_networks_of_different_forms_are_not_side_by_side() -> None:
+    assert SideBySide.of(pair(nn.Tanh, (5, 8, 1))) is None
+    assert SideBySide.of([pair(nn.Tanh)[0], pair(nn.ReLU)[1]]) is None
+    assert SideBySide.of([nn.Sequential(nn.LayerNorm(5), *net) for net in pair(nn.Tanh)]) is None
+    assert SideBySide.of([nn.Sequential(nn.Flatten(), Linear(5, 2)) for _ in range(2)]) is None
