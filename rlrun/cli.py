@@ -58,8 +58,7 @@ def _wait_politely() -> None:
     """Have OpenMP's threads sleep where they wait for each other, after some microseconds, unless the user says how.
 
     Spinning ones, the default, cost a run beside a busy process most of its speed. Those that sleep at once are woken
-    for each operation, which takes as long as the small ones: a minibatch of DQN's is slower on two threads than on
-    one. Two thousand turns outlast the gaps between the operations of a network.
+    for each operation, which takes as long as a small one does; two thousand turns outlast the gaps between them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlrun.networks.linear import StackedLinear, product, worth_onednn
+from rlrun.networks.trunk import Trunk
 
 FEW_ROWS = 32  # below which oneDNN is not worth its call
 MANY_ROWS = 128  # from which what tanh costs less is more than what a function in Python costs
@@ -76,11 +77,16 @@ class Run:
 
 
 class Chained(nn.Sequential):
-    """Modules in turn, x: [B, ...], with what are runs of linear layers as one operation where that is faster."""
+    """Modules in turn, x: [B, ...], with runs of linear layers as one operation where that is faster.
+
+    Convolutions at the beginning are computed in parts, see `Trunk`.
+    """
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__(*modules)
-        rest, self.parts = list(modules), list[nn.Module | Run]()
+        trunk = Trunk.first_of(modules)
+        self.parts: list[nn.Module | Run | Trunk] = [] if trunk is None else [trunk]
+        rest = list(modules[0 if trunk is None else len(trunk) :])
         while rest:
             part = Run.first_of(rest) or rest[0]
             self.parts.append(part)
