@@ -74,6 +74,15 @@ POLICY_SEARCH = {
     "trpo on frames": ["algo=trpo", *FRAMES, *SMALL_ROLLOUT, "algo.num_cg_iterations=5"],
 }
 
+BF16 = ["device.precision=bf16", "device.threads=2"]  # two threads: convolutions in parts
+FAST_PATHS = {
+    "ppo on frames in bf16": [*ALGOS["ppo"], *FRAMES, *BF16],
+    "dqn on frames in bf16": ["algo=dqn", *FRAMES, *REPLAY, "algo.batch_size=40", *BF16],
+    "sac, wide enough for oneDNN": [*POLICY_SEARCH["sac"], "network.hidden=[128,128]", "algo.batch_size=128"],
+    "ppo in minibatches of 256": [*ALGOS["ppo"], *TINY, "algo.num_steps=64", "algo.batch_size=256"],
+}
+COMPILED = [*ALGOS["ppo"], *TINY, "total_steps=4500", "device.compile=true"]
+
 TABULAR = {  # what learns with a table, or plans: steps or sweeps, and where
     "value_iteration": (571, ["env=frozenlake"]),  # after which it has converged
     "q_iteration": (50, ["env=three_state_mdp"]),
@@ -112,10 +121,14 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(algo: str, env: s
     assert_identical(the_run(whole), the_run(broken))
 
 
-@pytest.mark.parametrize("case", VALUE_BASED | POLICY_SEARCH)
+OTHERS = VALUE_BASED | POLICY_SEARCH | FAST_PATHS
+OTHERS |= {"ppo compiled": COMPILED} if shutil.which("g++") else {}  # torch calls it
+
+
+@pytest.mark.parametrize("case", OTHERS)
 def test_a_killed_run_of_other_algorithms_ends_bit_identical(case: str, tmp_path: Path) -> None:
     cadences = ["eval.every=1500", "checkpoint.every=250", "log.every=100"]
-    arguments, dice = [*(VALUE_BASED | POLICY_SEARCH)[case], *CADENCES, *cadences], random.Random(case)
+    arguments, dice = [*OTHERS[case], *CADENCES, *cadences], random.Random(case)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()

@@ -51,8 +51,9 @@ class Ahead(Stateful):
     def collecting(self) -> Iterator[None]:
         """Collect the next rollout, by the policy as it is now, while the block changes it."""
         self.copy_net()
-        # A new thread takes over the number of torch's threads only once it is asked for it.
-        with ThreadPoolExecutor(1, initializer=torch.get_num_threads) as thread:
+        with ThreadPoolExecutor(1) as thread:
+            # A new thread takes over the number of torch's threads once it is asked for it: before anybody changes it.
+            thread.submit(torch.get_num_threads).result()
             rollout = thread.submit(self.collect)
             yield
             self.batch = rollout.result()

@@ -188,9 +188,9 @@ class PPO(OnPolicy):
 
 def summary(seen: list[dict[str, Tensor]], clip_range: float) -> Metrics:
     """Return the means of what `loss` said of some minibatches."""
-    log_ratio = torch.cat([parts.pop("log_ratio").flatten() for parts in seen])
+    log_ratio = torch.cat([parts["log_ratio"].flatten() for parts in seen])
     return {
-        **means(seen),
+        **means([{name: part for name, part in parts.items() if name != "log_ratio"} for parts in seen]),
         "train/approx_kl": divergence(log_ratio),
         "train/clip_fraction": (log_ratio.expm1().abs() > clip_range).float().mean(),
     }

@@ -60,7 +60,7 @@ class _ClippedSurrogate(torch.autograd.Function):
     def forward(ctx: Any, log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
         ratio = log_ratio.exp()
         gain, clipped_gain = ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage
-        ctx.save_for_backward(torch.where(gain <= clipped_gain, gain, 0.0).div_(-gain.numel()))
+        ctx.save_for_backward(torch.where(gain > clipped_gain, 0.0, gain).div_(-gain.numel()))
         return torch.min(gain, clipped_gain).mean().neg_()
 
     @staticmethod

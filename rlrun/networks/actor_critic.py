@@ -35,29 +35,30 @@ class ActorCritic(nn.Module):
         self.value_torso = self.policy_torso if share_torso else make_torso()
         self.policy_head = make_policy_head(action_space, self.policy_torso.out_features, log_std_init)
         self.value_head = orthogonal(nn.Linear(self.value_torso.out_features, 1), gain=1.0)
-        # Where they are linear layers alone, policy and value can be one operation, and the policy with its head is.
-        self.both = self.policy_alone = None
+        # Networks of linear layers alone may be one operation, head included: see chain.py, which says when.
+        self.policy_with_head = self.side_by_side = None
         if isinstance(self.policy_torso, Torso) and isinstance(self.value_torso, Torso):
             policy, value = [*self.policy_torso, self.policy_head.last], [*self.value_torso, self.value_head]
-            self.policy_alone = SideBySide.of([policy])
-            self.both = None if share_torso else SideBySide.of([policy, value])
+            self.policy_with_head = SideBySide.of([policy])
+            self.side_by_side = None if share_torso else SideBySide.of([policy, value])
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the torsos too, which acting, bootstrapping and evaluation use without each other."""
+        self.policy_with_head = self.side_by_side = None
         super().compile(*args, **kwargs)
         for torso in {self.policy_torso, self.value_torso}:
             torso.compile(*args, **kwargs)
 
     def forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """obs: [B, *obs] -> the action distribution and the value [B], both in float32."""
-        if self.both is not None and (outputs := self.both(obs)) is not None:
+        if self.side_by_side is not None and (outputs := self.side_by_side(obs)) is not None:
             return self.policy_head.distribution(outputs[0]), outputs[1].squeeze(-1)
         features = self.policy_torso(obs)
         value_features = features if self.value_torso is self.policy_torso else self.value_torso(obs)
         return self.policy_head(features), self._value(value_features)
 
     def distribution(self, obs: Tensor) -> Distribution:
-        if self.policy_alone is not None and (outputs := self.policy_alone(obs)) is not None:
+        if self.policy_with_head is not None and (outputs := self.policy_with_head(obs)) is not None:
             return self.policy_head.distribution(outputs[0])
         return self.policy_head(self.policy_torso(obs))
 

@@ -16,7 +16,7 @@ from rlrun.networks.linear import StackedLinear, product, worth_onednn
 from rlrun.networks.trunk import Trunk
 
 FEW_ROWS = 32  # below which oneDNN is not worth its call
-MANY_ROWS = 128  # from which what tanh costs less is more than what a function in Python costs
+MANY_ROWS = 128  # of all networks, from which NumPy's tanh saves more than a derivative written in Python costs
 
 Layers = Sequence[tuple[Tensor, Tensor]]  # weight and bias of each
 
@@ -28,6 +28,9 @@ class Activation:
     function: Callable[[Tensor], Tensor]
     in_place: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]  # (gradient by the output, output) -> gradient by the input
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Activation":
+        return self  # as functions are
 
     def worth_a_chain(self, x: Tensor, layers: Layers, networks: int = 1) -> bool:
         """Say whether chains of layers with it, x: [B, in], take less time than the layers of each one by one."""
@@ -79,14 +82,15 @@ class Run:
 class Chained(nn.Sequential):
     """Modules in turn, x: [B, ...], with runs of linear layers as one operation where that is faster.
 
-    Convolutions at the beginning are computed in parts, see `Trunk`.
+    Convolutions at the beginning are computed in parts, see `Trunk`. The modules stay those that it was made of.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
+    def __init__(self, *modules: Any) -> None:
         super().__init__(*modules)
-        trunk = Trunk.first_of(modules)
+        rest = list(self)
+        trunk = Trunk.first_of(rest)
         self.parts: list[nn.Module | Run | Trunk] = [] if trunk is None else [trunk]
-        rest = list(modules[0 if trunk is None else len(trunk) :])
+        rest = rest[0 if trunk is None else len(trunk) :]
         while rest:
             part = Run.first_of(rest) or rest[0]
             self.parts.append(part)
@@ -132,8 +136,10 @@ class SideBySide:
         """Return the output of each, or None if they had better be asked one by one; inputs: [B, ...]."""
         if torch.compiler.is_compiling():
             return None
-        x, form = self.entry(inputs), Form(self.runs[0].activation, self.runs[0].activated, len(self.runs))
-        networks: list[Layers] = [run.layers() for run in self.runs]
+        form = Form(self.runs[0].activation, self.runs[0].activated, len(self.runs))
+        if form.activation is RELU and inputs.shape[0] < FEW_ROWS:
+            return None
+        x, networks = self.entry(inputs), [run.layers() for run in self.runs]
         if not form.activation.worth_a_chain(x, networks[0], len(networks)):
             return None
         if not torch.is_grad_enabled():
@@ -188,25 +194,33 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: Form, x: Tensor, *flat: Tensor) -> tuple[Tensor, ...]:
         ctx.form = form
+        ctx.set_materialize_grads(False)
         hidden = [_forward(x, layers, form) for layers in form.members(flat)]
         ctx.save_for_backward(x, *flat, *(tensor for outputs in hidden for tensor in outputs))
         return form.outputs([outputs[-1] for outputs in hidden])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         form: Form = ctx.form
         needed = ctx.needs_input_grad[1:]
         x, *others = ctx.saved_tensors
         flat, outputs = others[: len(needed) - 1], others[len(needed) - 1 :]
         if torch.is_grad_enabled():  # the derivatives are to be derived again
             return None, *_derivable(x, flat, form, grads, needed)
-        members, rows = form.members(flat), []
+        members, rows = form.members(flat), list[list[Any]]()
         size = len(outputs) // len(members)
-        for e, grad in enumerate(grads[0] if form.count is None else grads):
+        if form.count is None:
+            (grad,) = grads
+            grads = tuple(grad.unbind()) if grad is not None else (None,) * len(members)
+        for e, grad in enumerate(grads):
+            if grad is None:  # of what was left out of the loss
+                rows.append([None] * (1 + 2 * size))
+                continue
             of_weights = needed[1:] if form.count is None else needed[1 + 2 * size * e : 1 + 2 * size * (e + 1)]
             hidden = [x, *outputs[size * e : size * (e + 1)]]
             rows.append(_backward(grad, hidden, members[e], form, (needed[0], *of_weights)))
-        return None, sum(row[0] for row in rows) if needed[0] else None, *form.flat([row[1:] for row in rows])
+        for_x = [row[0] for row in rows if row[0] is not None]
+        return None, sum(for_x[1:], for_x[0]) if for_x else None, *form.flat([row[1:] for row in rows])
 
 
 def _forward(x: Tensor, layers: Layers, form: Form) -> list[Tensor]:
@@ -238,7 +252,7 @@ def _backward(grad: Tensor, hidden: Sequence[Tensor], layers: Layers, form: Form
 
 
 def _derivable(
-    x: Tensor, flat: Sequence[Tensor], form: Form, grads: Sequence[Tensor], needed: Sequence[bool]
+    x: Tensor, flat: Sequence[Tensor], form: Form, grads: Sequence[Tensor | None], needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return the same gradients by operations that torch can derive again."""
     with torch.enable_grad():
@@ -250,7 +264,10 @@ def _derivable(
                 y = form.activation.function(y) if form.activated or i < len(layers) - 1 else y
             outputs.append(y)
         inputs = [tensor for tensor, need in zip([x, *flat], needed, strict=True) if need]
-        found = iter(torch.autograd.grad(form.outputs(outputs), inputs, grads, create_graph=True))
+        both = zip(form.outputs(outputs), grads, strict=True)
+        asked = [(out, grad) for out, grad in both if grad is not None and out.requires_grad]
+        outs, given = zip(*asked, strict=True)
+        found = iter(torch.autograd.grad(outs, inputs, given, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
 
 

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.networks.bounded import ActionBounds
-from rlrun.networks.chain import Run, chain
+from rlrun.networks.chain import Chained, Run, chain
 from rlrun.networks.linear import Linear, StackedLinear, first
 from rlrun.networks.torsos import ACTIVATIONS, Torso, entry, orthogonal
 
@@ -78,7 +78,7 @@ class Stacked(nn.Module):
         x, count = self.entry(inputs), count or self.num_members
         if self.run is not None:
             layers = [(first(m.weight, count), first(m.bias, count)) for m in self.run.linears]
-            if self.run.activation.worth_a_chain(x, layers):
+            if self.run.activation.worth_a_chain(x, layers, count):
                 return chain(x, layers, self.run.activation, activated=self.run.activated)
         return self.layers(x.expand(count, -1, -1))
 
@@ -122,4 +122,4 @@ def _shared(row: Sequence[nn.Module]) -> nn.Module:
 def _with_head(torso: Torso, num_outputs: int) -> nn.Sequential:
     """Return the torso with a linear layer on top, flat if the torso is no more than its layers."""
     layers = list(torso) if type(torso).forward is Torso.forward else [torso]
-    return nn.Sequential(*layers, orthogonal(nn.Linear(torso.out_features, num_outputs), gain=1.0))
+    return Chained(*layers, orthogonal(nn.Linear(torso.out_features, num_outputs), gain=1.0))

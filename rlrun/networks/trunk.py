@@ -7,13 +7,14 @@ their time beside a busy process.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 ROWS_OF_A_PART = 16  # at least: threads are woken and parts put together in less than a tenth of the time of so many
+MOST_THREADS = 256
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,7 +55,10 @@ class Trunk:
 
 
 class _InParts(torch.autograd.Function):
-    """The parts keep graphs of their own, which are gone through at the same time as well."""
+    """The parts keep graphs of their own, which are gone through at the same time as well.
+
+    A hook on a weight sees the gradient of each part, and then their sum.
+    """
 
     @staticmethod
     def forward(ctx: Any, trunk: Trunk, count: int, x: Tensor, *weights: Tensor) -> Tensor:
@@ -66,7 +70,8 @@ class _InParts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (grad,), outputs, (x, *weights) = grads, ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        (grad,), saved = grads, ctx.saved_tensors
+        outputs, x, weights = saved[: ctx.count], saved[ctx.count], saved[ctx.count + 1 :]
         needed = [weight for weight in weights if weight.requires_grad]
         if torch.is_grad_enabled():  # the derivatives are to be derived again
             found = torch.autograd.grad(ctx.trunk.whole(x), needed, grad, create_graph=True)
@@ -78,7 +83,7 @@ class _InParts(torch.autograd.Function):
         return None, None, None, *(next(each) if weight.requires_grad else None for weight in weights)
 
 
-_threads: dict[int, ThreadPoolExecutor] = {}  # by how many there are
+_pool: ThreadPoolExecutor | None = None
 
 
 def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -93,16 +98,33 @@ def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[R
         with torch.set_grad_enabled(graph), torch.autocast("cpu", dtype, enabled=cast):
             return function(item)
 
-    others = len(items) - 1
-    if others not in _threads:
-        _threads[others] = ThreadPoolExecutor(others, "part", initializer=torch.set_num_threads, initargs=(1,))
     all_threads = torch.get_num_threads()
-    futures = [_threads[others].submit(elsewhere, item) for item in items[1:]]
+    futures = [_threads().submit(elsewhere, item) for item in items[1:]]
     torch.set_num_threads(1)
     try:
         return [function(items[0]), *(future.result() for future in futures)]
     finally:
+        wait(futures)
         torch.set_num_threads(all_threads)
 
 
-os.register_at_fork(after_in_child=_threads.clear)  # threads stay behind
+def _threads() -> ThreadPoolExecutor:
+    """Return threads that are started where none is idle."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(MOST_THREADS, "part", initializer=_begin)
+    return _pool
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    # A thread that leaves its outermost autocast clears the casts of all threads. This one never does.
+    torch.autocast_increment_nesting()
+
+
+def _forget() -> None:
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget)  # threads stay behind

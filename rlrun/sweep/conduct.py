@@ -31,6 +31,7 @@ from rlrun.sweep.outcomes import (
 from rlrun.sweep.points import Plan, plan
 
 SCRATCH = ".sweeps"  # below outputs
+INHERITED = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "RLRUN_CONFIG_DIR")  # environment variables that jobs get
 
 
 def sweep(overrides: Sequence[str]) -> int:
@@ -57,9 +58,6 @@ def _average(points: Sequence[Point]) -> None:
     from rlrun.analysis.aggregate import refresh  # numpy and more, which a sweep does not wait for at its start
 
     refresh(sorted({point.folder.path.parent for point in points if point.config["log"]["tensorboard"]}))
-
-
-INHERITED = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "RLRUN_CONFIG_DIR")  # environment variables
 
 
 @contextmanager

@@ -70,3 +70,6 @@ def test_what_is_not_a_number_stays_so() -> None:
     log_ratio = torch.tensor([0.0, torch.nan], requires_grad=True)
     loss = clipped_surrogate(log_ratio, torch.ones(2), 0.2)
     assert loss.isnan()
+    loss.backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.isnan().tolist() == [False, True]

@@ -1,6 +1,8 @@
 import gc
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rlrun.device import Device
 from rlrun.networks import trunk as module
 from rlrun.networks.chain import Chained
 from rlrun.networks.trunk import Trunk, at_once
@@ -133,6 +136,48 @@ def test_an_error_in_another_thread_is_raised_here() -> None:
     with pytest.raises(ValueError, match="of the second"):
         at_once(fail, [0, 1])
     assert torch.get_num_threads() == 2
+
+
+def test_an_error_here_waits_for_the_other_threads() -> None:
+    done: list[int] = []
+
+    def fail(item: int) -> None:
+        if not item:
+            raise ValueError("of the first")
+        time.sleep(0.1)
+        done.append(item)
+
+    with pytest.raises(ValueError, match="of the first"):
+        at_once(fail, [0, 1, 2])
+    assert sorted(done) == [1, 2]
+
+
+def test_callers_in_several_threads_do_not_wait_for_each_other() -> None:
+    everyone = threading.Barrier(6, timeout=30)  # broken if one of them came later
+
+    def caller() -> None:
+        at_once(lambda item: everyone.wait(), [0, 1])
+
+    threads = [threading.Thread(target=caller) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not everyone.broken
+
+
+def test_casts_of_constant_weights_are_kept_over_the_parts() -> None:
+    (net, _), x = make(), images(64)
+    kept = Device(kind="cpu", threads=2, precision="bf16", compile=False, deterministic=True)
+
+    def casts() -> int:
+        with torch.profiler.profile() as profile, torch.no_grad(), kept.autocast():
+            net(x.bfloat16())
+        return sum(event.count for event in profile.key_averages() if event.key == "aten::_to_copy")
+
+    with kept.constant_weights():
+        first, second = casts(), casts()
+    assert second < first
 
 
 def test_only_what_has_convolutions_is_a_trunk() -> None:
