@@ -156,7 +156,7 @@ class Logger:
         return sorted((int(match["step"]), match["tag"], path) for path, match in named if match)
 
     def _append(self, name: str, row: Mapping[str, Any], *, flush: bool = True) -> None:
-        line = json.dumps(row).encode() + b"\n"
+        line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
         try:
             self._files[name].write(line)
             if flush:

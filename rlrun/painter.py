@@ -54,7 +54,7 @@ class Painter:
         buffer = io.BytesIO()
         # A palette looks the same and takes half the room: a run keeps these pictures by the hundred.
         palette = self._image.reduce(SMOOTH).quantize(256, method=Image.Quantize.MEDIANCUT)
-        palette.save(buffer, "PNG")
+        palette.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
 
 
