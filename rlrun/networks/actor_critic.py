@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
 from rlrun.networks.chain import SideBySide
+from rlrun.networks.linear import Head
 from rlrun.networks.torsos import Torso, orthogonal
 
 MakeTorso = Callable[[], Torso]
@@ -34,7 +35,7 @@ class ActorCritic(nn.Module):
         self.policy_torso = make_torso()
         self.value_torso = self.policy_torso if share_torso else make_torso()
         self.policy_head = make_policy_head(action_space, self.policy_torso.out_features, log_std_init)
-        self.value_head = orthogonal(nn.Linear(self.value_torso.out_features, 1), gain=1.0)
+        self.value_head = orthogonal(Head(self.value_torso.out_features, 1), gain=1.0)
         # Networks of linear layers alone may be one operation, head included: see chain.py, which says when.
         self.policy_with_head = self.side_by_side = None
         if isinstance(self.policy_torso, Torso) and isinstance(self.value_torso, Torso):
@@ -147,7 +148,7 @@ class PolicyHead(nn.Module, ABC):
 class CategoricalHead(PolicyHead):
     def __init__(self, in_features: int, num_actions: int) -> None:
         super().__init__()
-        self.logits = orthogonal(nn.Linear(in_features, num_actions), gain=0.01)
+        self.logits = orthogonal(Head(in_features, num_actions), gain=0.01)
 
     @property
     def last(self) -> nn.Linear:
@@ -161,7 +162,7 @@ class MultiCategoricalHead(PolicyHead):
     def __init__(self, in_features: int, sizes: list[int]) -> None:
         super().__init__()
         self.sizes = sizes
-        self.logits = orthogonal(nn.Linear(in_features, sum(sizes)), gain=0.01)
+        self.logits = orthogonal(Head(in_features, sum(sizes)), gain=0.01)
 
     @property
     def last(self) -> nn.Linear:
@@ -176,7 +177,7 @@ class GaussianHead(PolicyHead):
 
     def __init__(self, in_features: int, num_dims: int, log_std_init: float) -> None:
         super().__init__()
-        self.mean = orthogonal(nn.Linear(in_features, num_dims), gain=0.01)
+        self.mean = orthogonal(Head(in_features, num_dims), gain=0.01)
         self.log_std = nn.Parameter(torch.full((num_dims,), log_std_init))
 
     @property
@@ -209,5 +210,5 @@ def make_actor(make_torso: MakeTorso, action_space: spaces.Space, log_std_init: 
 def make_critic(make_torso: MakeTorso) -> nn.Sequential:
     """Return a state value alone, on a torso of its own: obs [B, *obs] -> V [B]. B may be 0."""
     torso = make_torso()
-    head = orthogonal(nn.Linear(torso.out_features, 1), gain=1.0)
+    head = orthogonal(Head(torso.out_features, 1), gain=1.0)
     return nn.Sequential(OrderedDict(value_torso=torso, value_head=head, flat=nn.Flatten(0)))

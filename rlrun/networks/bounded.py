@@ -6,6 +6,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.math.distributions import TanhGaussian
+from rlrun.networks.linear import Head
 from rlrun.networks.torsos import Torso, orthogonal
 
 
@@ -51,7 +52,7 @@ class GaussianActor(nn.Module):
         super().__init__()
         self.bounds = ActionBounds(space)
         self.torso, self.log_std_min, self.log_std_max = torso, log_std_min, log_std_max
-        self.head = orthogonal(nn.Linear(torso.out_features, 2 * self.bounds.num_dims), gain=0.01)
+        self.head = orthogonal(Head(torso.out_features, 2 * self.bounds.num_dims), gain=0.01)
 
     def forward(self, obs: Tensor) -> TanhGaussian:
         mean, log_std = self.head(self.torso(obs)).float().chunk(2, dim=-1)
@@ -66,7 +67,7 @@ class DeterministicActor(nn.Module):
         super().__init__()
         self.bounds = ActionBounds(space)
         self.torso = torso
-        self.head = orthogonal(nn.Linear(torso.out_features, self.bounds.num_dims), gain=0.01)
+        self.head = orthogonal(Head(torso.out_features, self.bounds.num_dims), gain=0.01)
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs: [B, *obs] -> [B, D] float32 in the environment's units."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlrun.networks.bounded import ActionBounds
 from rlrun.networks.chain import Chained, Run, chain
-from rlrun.networks.linear import Linear, StackedLinear, first
+from rlrun.networks.linear import Head, Linear, StackedHead, StackedLinear, first
 from rlrun.networks.torsos import ACTIVATIONS, Torso, entry, orthogonal
 
 MakeTorso = Callable[..., Torso]
@@ -111,6 +111,7 @@ class StackedLayerNorm(nn.Module):
 STACKED: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Linear: StackedLinear,
     Linear: StackedLinear,
+    Head: StackedHead,
     nn.LayerNorm: StackedLayerNorm,
 }
 
@@ -122,4 +123,4 @@ def _shared(row: Sequence[nn.Module]) -> nn.Module:
 def _with_head(torso: Torso, num_outputs: int) -> nn.Sequential:
     """Return the torso with a linear layer on top, flat if the torso is no more than its layers."""
     layers = list(torso) if type(torso).forward is Torso.forward else [torso]
-    return Chained(*layers, orthogonal(nn.Linear(torso.out_features, num_outputs), gain=1.0))
+    return Chained(*layers, orthogonal(Head(torso.out_features, num_outputs), gain=1.0))

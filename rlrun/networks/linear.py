@@ -26,6 +26,19 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+class Head(nn.Linear):
+    """A network's last layer, in float32 even with autocast.
+
+    bfloat16 has 8 bits: it rounds a value of 100 to half a point, which is more than one update moves it by.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 class StackedLinear(nn.Module):
     """[E, B, in] -> [E, B, out], each with weights of its own."""
 
@@ -36,6 +49,16 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, first(self.weight, len(x)), first(self.bias, len(x)))
+
+
+class StackedHead(StackedLinear):
+    """[E, B, in] -> [E, B, out], in float32 as `Head` is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

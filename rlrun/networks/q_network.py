@@ -6,6 +6,7 @@ from copy import deepcopy
 from torch import Tensor, nn
 
 from rlrun.networks.chain import Chained
+from rlrun.networks.linear import Head
 from rlrun.networks.noisy import NoisyLinear
 from rlrun.networks.torsos import Torso, orthogonal
 
@@ -35,7 +36,7 @@ class QNetwork(nn.Module):
 
         def stream(out_features: int) -> Chained:
             layers = [_fresh(layer, noisy_sigma) for layer in hidden]
-            return Chained(*layers, _linear(torso.out_features, out_features, noisy_sigma, gain=1.0))
+            return Chained(*layers, _linear(torso.out_features, out_features, noisy_sigma, gain=1.0, last=True))
 
         self.advantage = stream(num_actions * num_outputs)
         self.value = stream(num_outputs) if dueling else None
@@ -60,7 +61,9 @@ def _fresh(layer: nn.Module, noisy_sigma: float | None) -> nn.Module:
     return deepcopy(layer)
 
 
-def _linear(in_features: int, out_features: int, noisy_sigma: float | None, gain: float = 2**0.5) -> nn.Module:
+def _linear(
+    in_features: int, out_features: int, noisy_sigma: float | None, gain: float = 2**0.5, last: bool = False
+) -> nn.Module:
     if noisy_sigma is not None:
         return NoisyLinear(in_features, out_features, noisy_sigma)
-    return orthogonal(nn.Linear(in_features, out_features), gain)
+    return orthogonal((Head if last else nn.Linear)(in_features, out_features), gain)

@@ -1,9 +1,12 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rlrun.build import Agent
 from rlrun.networks import linear as module
-from rlrun.networks.linear import Linear, linear
+from rlrun.networks.linear import Head, Linear, StackedHead, linear
 
 SHAPES = {"one": ((), 7, 5, 3), "stacked": ((2,), 7, 5, 3), "large": ((), 64, 256, 256), "wide": ((3,), 33, 40, 1)}
 
@@ -92,3 +95,41 @@ def test_small_products_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_compiled_layer_takes_torchs_product() -> None:
     exported = torch.export.export(Linear(5, 3), (torch.randn(4, 5),), dynamic_shapes=({0: torch.export.Dim("B")},))
     assert "mkldnn" not in str(exported.graph)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_heads_are_in_float32_whatever_autocast_says(stacked: bool) -> None:
+    torch.manual_seed(0)
+    heads = [Head(8, 2), Head(8, 2)]
+    x = torch.randn(2, 5, 8).bfloat16() if stacked else torch.randn(5, 8).bfloat16()
+    head: nn.Module = StackedHead(heads) if stacked else heads[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = head(x)
+    assert out.dtype == torch.float32
+    each = zip(heads, x, strict=True) if stacked else [(heads[0], x)]
+    expected = [nn.functional.linear(rows.float(), one.weight, one.bias) for one, rows in each]
+    torch.testing.assert_close(out, torch.stack(expected) if stacked else expected[0])
+
+
+@pytest.mark.parametrize(
+    "options", [("algo=ppo",), ("algo=ppo", "network=lstm"), ("algo=dqn",), ("algo=sac",), ("algo=a2c",)]
+)
+def test_what_networks_give_with_autocast_is_no_coarser_than_float32(
+    options: tuple[str, ...], make_agent: Callable[..., Agent]
+) -> None:
+    """Numbers that came out of bfloat16 are multiples of their size's 256th."""
+    agent = make_agent("tuned=none", "env=cartpole", "device.precision=bf16", *options)
+    weights = [w for net in agent.algorithm.networks().values() for w in net.parameters()]
+    with torch.no_grad():
+        for weight in weights:
+            weight.normal_(generator=torch.Generator().manual_seed(weight.numel()))
+    seen: list[Tensor] = []
+    for net in agent.algorithm.networks().values():
+        for head in net.modules():
+            if isinstance(head, Head | StackedHead):
+                head.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    agent.algorithm.act(torch.randn(40, 4), None, torch.ones(40, dtype=torch.bool))
+    assert seen
+    for output in seen:
+        assert output.dtype == torch.float32
+        assert not torch.equal(output, output.bfloat16().float())
