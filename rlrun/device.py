@@ -27,7 +27,7 @@ class Device:
 
     kind: Literal["auto", "cpu", "cuda"]  # auto: cuda where there is one
     threads: int | None  # CPU threads for torch; null chooses by the size of the networks
-    precision: Literal["float32", "bf16"]  # bf16: autocast for forward passes, float32 weights
+    precision: Literal["float32", "bf16"]  # bf16: autocast for forward passes; weights and last layers are float32
     compile: bool  # torch.compile the networks: faster after some tens of seconds
     deterministic: bool  # refuse nondeterministic CUDA kernels (the CPU's are deterministic)
 
