@@ -134,7 +134,7 @@ class SideBySide:
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, ...] | None:
         """Return the output of each, or None if they had better be asked one by one; inputs: [B, ...]."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return None
         form = Form(self.runs[0].activation, self.runs[0].activated, len(self.runs))
         if form.activation is RELU and inputs.shape[0] < FEW_ROWS:
