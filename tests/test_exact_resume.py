@@ -79,7 +79,9 @@ FAST_PATHS = {
     "ppo on frames in bf16": [*ALGOS["ppo"], *FRAMES, *BF16],
     "dqn on frames in bf16": ["algo=dqn", *FRAMES, *REPLAY, "algo.batch_size=40", *BF16],
     "sac, wide enough for oneDNN": [*POLICY_SEARCH["sac"], "network.hidden=[128,128]", "algo.batch_size=128"],
-    "ppo in minibatches of 256": [*ALGOS["ppo"], *TINY, "algo.num_steps=64", "algo.batch_size=256"],
+    "ppo in minibatches of 256": [
+        *(*ALGOS["ppo"], *TINY, "total_steps=20000", "algo.num_steps=64", "algo.batch_size=256"),
+    ],
 }
 COMPILED = [*ALGOS["ppo"], *TINY, "total_steps=4500", "device.compile=true"]
 
