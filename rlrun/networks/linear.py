@@ -26,8 +26,8 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-class Head(nn.Linear):
-    """A network's last layer, in float32 even with autocast.
+class InFloat32(nn.Module):
+    """A layer in float32 even with autocast.
 
     bfloat16 has 8 bits: it rounds a value of 100 to half a point, which is more than one update moves it by.
     """
@@ -37,6 +37,10 @@ class Head(nn.Linear):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.float())
+
+
+class Head(InFloat32, nn.Linear):
+    """A network's last layer."""
 
 
 class StackedLinear(nn.Module):
@@ -51,14 +55,8 @@ class StackedLinear(nn.Module):
         return linear(x, first(self.weight, len(x)), first(self.bias, len(x)))
 
 
-class StackedHead(StackedLinear):
-    """[E, B, in] -> [E, B, out], in float32 as `Head` is."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
+class StackedHead(InFloat32, StackedLinear):
+    """The last layers of stacked networks."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Optimizers that published settings need and torch does not have, or has with more around them than it takes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Moments(torch.optim.Optimizer):
+class Moments(torch.optim.Optimizer, ABC):
     """The base of optimizers that keep moments of each weight's gradient, and move all weights of a group at once."""
 
     @torch.no_grad()
@@ -19,9 +20,9 @@ class Moments(torch.optim.Optimizer):
                 self.move(group, params, [p.grad for p in params])
         return loss
 
+    @abstractmethod
     def move(self, group: dict[str, Any], params: list[Tensor], grads: list[Any]) -> None:
         """Take a step with the weights of a group that have a gradient."""
-        raise NotImplementedError
 
     def moment(self, param: Tensor, name: str, init: float = 0.0) -> Tensor:
         """Return a moment of a weight's gradient, made with this value the first time."""
