@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,20 +79,41 @@ def killed_inside(place: str, occasion: int, arguments: list[str], folder: Path)
     return done.returncode
 
 
-def kill_after(seconds: float, arguments: list[str], folder: Path) -> bool:
-    """SIGKILL a run `seconds` after its first row of metrics; say whether it was still running."""
-    process = start(arguments, folder)
-    deadline = time.monotonic() + 60
-    while not list(folder.rglob("metrics.jsonl")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
+def total_steps(arguments: list[str]) -> int:
+    """Return the steps that the arguments ask for, of which the last counts."""
+    return int([a for a in arguments if a.startswith("total_steps=")][-1].partition("=")[2])
+
+
+def saved_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint below `folder`, -1 without one."""
+    return max((int(p.stem.removeprefix("step-")) for p in folder.rglob("checkpoints/step-*.json")), default=-1)
+
+
+def kill_underway(dice: random.Random, low: float, high: float, arguments: list[str], folder: Path) -> int:
+    """SIGKILL a run that is so far, of its steps, at a random moment between two checkpoints; return the newest's step.
+
+    It goes by the run's own progress, since a machine may be ten times as fast as another, or stand still for a while;
+    a run that was past `high` before the signal came is given up and begun anew.
+    """
+    total = total_steps(arguments)
+    for _ in range(10):
+        wanted = dice.uniform(low, high) * total
+        process = start(arguments, folder)
+        seen, times = -1, list[float]()
+        while seen < wanted and process.poll() is None:
+            time.sleep(0.002)
+            if (newest := saved_step(folder)) > seen:
+                seen = newest
+                times.append(time.monotonic())
+        if len(times) > 1:
+            time.sleep(dice.random() * (times[-1] - times[-2]))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        return True
-    process.communicate()
-    return False
+        if process.returncode == -signal.SIGKILL and 0 <= saved_step(folder) <= high * total:
+            return saved_step(folder)
+        for left in folder.iterdir():
+            shutil.rmtree(left)
+    raise AssertionError("the run was always through before it could be killed")
 
 
 def the_run(folder: Path) -> Path:

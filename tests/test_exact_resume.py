@@ -11,13 +11,14 @@ from harness import (
     assert_identical,
     final_state,
     first_difference,
-    kill_after,
+    kill_underway,
     killed_inside,
     rlrun,
     rlrun_here,
     rows,
     start,
     the_run,
+    total_steps,
 )
 
 pytestmark = pytest.mark.crash
@@ -63,7 +64,13 @@ SMALL_ROLLOUT = ["tuned=none", "algo.num_envs=2", "algo.num_steps=50", "algo.bat
 POLICY_SEARCH = {
     "trpo": ["algo=trpo", *ENVS["pendulum"], "total_steps=4500", *SMALL_ROLLOUT, "algo.fisher_fraction=0.5"],
     "a3c": ["algo=a3c", *ENVS["pendulum"], "total_steps=4500", "tuned=none", "algo.num_workers=3", "algo.num_envs=2"],
-    "reinforce": ["algo=reinforce", *ENVS["pendulum"], "total_steps=4500", "algo.baseline=value"],
+    "reinforce": [
+        "algo=reinforce",
+        *ENVS["pendulum"],
+        "total_steps=4500",
+        "algo.baseline=value",
+        "algo.episodes_per_update=1",
+    ],
     "actor_critic": ["algo=actor_critic", *ENVS["pendulum"], "total_steps=4500", "algo.discount_updates=true"],
     "bc": ["algo=bc", *ENVS["pendulum"], "total_steps=4500", *SMALL_ROLLOUT, "algo.beta=0.5", "algo.eval_greedy=false"],
     "a potential": [*ALGOS["ppo"], "env=mountaincar", "total_steps=4500", f"env.potential={POTENTIALS}.mountaincar"],
@@ -96,7 +103,7 @@ TABULAR = {  # what learns with a table, or plans: steps or sweeps, and where
 
 
 def command(algo: str, env: str) -> list[str]:
-    total = int(next(a for a in ENVS[env] if a.startswith("total_steps")).partition("=")[2])
+    total = total_steps(ENVS[env])
     cadences = [f"eval.every={total // 4}", f"checkpoint.every={total // 9}", f"log.every={total // 20}"]
     return [*ALGOS[algo], *ENVS[env], *CADENCES, *cadences]
 
@@ -112,10 +119,9 @@ def test_a_killed_run_ends_bit_identical_to_an_undisturbed_one(algo: str, env: s
     assert done.returncode == 0, done.stderr
 
     dice = random.Random(f"{algo} {env}")
-    assert kill_after(dice.uniform(0.05, 0.4), arguments, broken)
-    assert killed_inside("evaluation", dice.randint(5, 60), arguments, broken) == -signal.SIGKILL
+    kill_underway(dice, 0.02, 0.4, arguments, broken)
+    assert killed_inside("evaluation", dice.randint(5, 20), arguments, broken) == -signal.SIGKILL
     assert killed_inside("half a checkpoint", dice.randint(1, 2), arguments, broken) == -signal.SIGKILL
-    kill_after(dice.uniform(0.1, 1.0), arguments, broken)
     killed_inside("before the manifest", 2, arguments, broken)
     last = rlrun(arguments, broken)
     assert last.returncode == 0, last.stderr
@@ -129,15 +135,18 @@ OTHERS |= {"ppo compiled": COMPILED} if shutil.which("g++") else {}  # torch cal
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_a_killed_run_of_other_algorithms_ends_bit_identical(case: str, tmp_path: Path) -> None:
-    cadences = ["eval.every=1500", "checkpoint.every=250", "log.every=100"]
+    total, every = total_steps(OTHERS[case]), 200
+    cadences = ["eval.every=1500", f"checkpoint.every={every}", "log.every=100"]
     arguments, dice = [*OTHERS[case], *CADENCES, *cadences], random.Random(case)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
     done = rlrun(arguments, whole)
     assert done.returncode == 0, done.stderr
-    assert kill_after(dice.uniform(0.3, 0.8), arguments, broken)  # while later steps overwrite earlier ones
-    assert killed_inside("half a checkpoint", dice.randint(3, 8), arguments, broken) == -signal.SIGKILL
+    step = kill_underway(dice, 0.1, 0.5, arguments, broken)
+    left = (total - step) // every
+    # While later steps overwrite earlier ones.
+    assert killed_inside("half a checkpoint", dice.randint(2, left // 2), arguments, broken) == -signal.SIGKILL
     last = rlrun(arguments, broken)
     assert last.returncode == 0, last.stderr
     assert "continuing from step" in last.stderr

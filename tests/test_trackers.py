@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import assert_identical, kill_after, rlrun, the_run
+from harness import assert_identical, kill_underway, rlrun, the_run
 from mlflow import MlflowClient
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -346,7 +346,7 @@ def test_a_run_with_trackers_is_killed_goes_on_and_equals_one_without_and_each_h
     tracked.mkdir()
     assert rlrun(TRAIN, plain).returncode == 0
     options = ["log.trackers=[wandb,mlflow]", "wandb.mode=offline", f"mlflow.tracking_uri={database}"]
-    assert kill_after(random.Random(0).uniform(0.2, 0.6), [*TRAIN, *options], tracked)
+    kill_underway(random.Random(0), 0.1, 0.6, [*TRAIN, *options], tracked)
     done = rlrun([*TRAIN, *options], tracked)
     assert done.returncode == 0, done.stderr
     run = the_run(tracked)
