@@ -6,9 +6,12 @@ import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from rlrun.errors import UserError
@@ -57,6 +60,8 @@ class Device:
         # Deterministic mode also fills every new tensor, which costs time and hides nothing here.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         _keep_freed_memory()
+        for library in _numpys_blas():
+            library.set_num_threads(1)  # what is worth several threads is multiplied by torch
 
     def choose_threads(self, num_weights: int, at_once: int = 1) -> None:
         """Set the number of CPU threads for training networks of this size in all.
@@ -107,6 +112,7 @@ class Device:
             "threads": torch.get_num_threads(),
             "processor": processor(),
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+            "numpy_blas": ", ".join(f"{blas.internal_api} {blas.architecture}" for blas in _numpys_blas()),
         }
         if self.kind == "cuda":
             facts["gpu"] = torch.cuda.get_device_name()
@@ -120,6 +126,13 @@ def processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+@cache
+def _numpys_blas() -> list[Any]:
+    """Return the controllers of NumPy's linear algebra, if it is an OpenBLAS that torch does not use."""
+    libraries = ThreadpoolController().lib_controllers
+    return [one for one in libraries if one.internal_api == "openblas" and "torch" not in Path(one.filepath).parts]
 
 
 def _spare_optimizers_the_compiler() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -217,13 +218,20 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float
 def clip_gradients(weights: Iterable[Tensor], max_norm: float | None) -> None:
     """Scale the gradients down to a total norm of `max_norm`; null leaves them alone.
 
-    As torch's clip_grad_norm_, which takes twice as long for the gradients of a small network.
+    As torch's clip_grad_norm_, but on the CPU only where it is necessary, and with a norm of NumPy's, which for the
+    gradients of a small network takes a third of the time.
     """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     if max_norm is None or not gradients:
         return
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    if any(gradient.device.type != "cpu" for gradient in gradients):
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return
+    arrays = [gradient.numpy() for gradient in gradients]
+    length = math.sqrt(sum(float(np.vdot(array, array)) for array in arrays))
+    if not length + 1e-6 <= max_norm:  # nor if it is not a number
+        torch._foreach_mul_(gradients, max_norm / (length + 1e-6))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

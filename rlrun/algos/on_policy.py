@@ -8,11 +8,13 @@
 Sutton and Barto (2018), "Reinforcement Learning: An Introduction", ch. 13. T time, B environments, M minibatch.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,8 +101,14 @@ class OnPolicy(Algorithm):
 
 def normalized(advantage: Tensor, world: World = LONE) -> Tensor:
     """Return advantages with mean 0 and standard deviation 1 over the shares of all processes."""
-    deviation, mean = torch.std_mean(world.whole(advantage))
-    return (advantage - mean) / (deviation + 1e-8)
+    whole = world.whole(advantage)
+    if whole.device.type != "cpu":
+        deviation, mean = torch.std_mean(whole)
+        return (advantage - mean) / (deviation + 1e-8)
+    array = whole.numpy()  # in a third of the time for so few numbers
+    center = array.sum() / array.size
+    spread = math.sqrt(np.square(array - center).sum() / (array.size - 1))
+    return torch.from_numpy((advantage.numpy() - center) / (spread + 1e-8))
 
 
 def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:

@@ -16,14 +16,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from rlrun.algos.ahead import Ahead
 from rlrun.algos.algorithm import Metrics, check_minibatch, check_range, descend, set_learning_rate
 from rlrun.algos.on_policy import OnPolicy, means, minibatches, normalized
 from rlrun.data.collector import Batch
 from rlrun.errors import UserError
-from rlrun.math.policy_gradient import clipped_surrogate
+from rlrun.math.policy_gradient import clipped_loss
 from rlrun.math.returns import explained_variance
 from rlrun.math.schedules import linear
 from rlrun.networks.actor_critic import ActorCritic
@@ -116,31 +115,27 @@ class PPO(OnPolicy):
         """
         with self.setup.device.autocast():
             policy, value = self.net.unroll(data)
-        advantage = data["advantage"]
         if self.normalize_advantage:
-            advantage = normalized(advantage, self.setup.world)
-
-        log_ratio = policy.log_prob(data["action"]) - data["old_log_prob"]
-        policy_loss = clipped_surrogate(log_ratio, advantage, clip_range)  # Eq. (7)
-        value_loss = 0.5 * self.value_error(value, data, clip_range)
-        with torch.set_grad_enabled(self.entropy_coef > 0):  # a gradient times 0 costs time, too
+            data = {**data, "advantage": normalized(data["advantage"], self.setup.world)}
+        clipped = clipped_loss(
+            policy.log_prob(data["action"]),
+            value,
+            data,
+            clip_range=clip_range,
+            clip_value=self.clip_value,
+            value_coef=self.value_coef,
+        )
+        with torch.set_grad_enabled(self.entropy_coef > 0):
             entropy = policy.entropy().mean()
-        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss  # Eq. (9)
+        # Eq. (9). A gradient times 0 costs time, too.
+        loss = clipped.loss - self.entropy_coef * entropy if self.entropy_coef else clipped.loss
         return loss, {
             "train/loss": loss.detach(),
-            "train/policy_gradient_loss": policy_loss.detach(),
-            "train/value_loss": value_loss.detach(),
-            "train/entropy_loss": -entropy.detach(),
-            "log_ratio": log_ratio.detach(),
+            "train/policy_gradient_loss": clipped.policy_loss,
+            "train/value_loss": clipped.value_loss,
+            "entropy": entropy.detach(),
+            "log_ratio": clipped.log_ratio,
         }
-
-    def value_error(self, value: Tensor, data: Batch, clip_range: float) -> Tensor:
-        """Return the mean squared error of V, or if `clip_value` the larger one of V's and of V's clipped change."""
-        target, old_value = data["target"], data["old_value"]
-        if not self.clip_value:
-            return mse_loss(value, target)
-        near_old = old_value + (value - old_value).clamp(-clip_range, clip_range)
-        return torch.max((value - target).square(), (near_old - target).square()).mean()
 
     def copies(self) -> int:
         return 1 if self.overlap else 0
@@ -189,8 +184,10 @@ class PPO(OnPolicy):
 def summary(seen: list[dict[str, Tensor]], clip_range: float) -> Metrics:
     """Return the means of what `loss` said of some minibatches."""
     log_ratio = torch.cat([parts["log_ratio"].flatten() for parts in seen])
+    logged = means([{name: part for name, part in parts.items() if name != "log_ratio"} for parts in seen])
     return {
-        **means([{name: part for name, part in parts.items() if name != "log_ratio"} for parts in seen]),
+        "train/entropy_loss": -logged.pop("entropy"),
+        **logged,
         "train/approx_kl": divergence(log_ratio),
         "train/clip_fraction": (log_ratio.expm1().abs() > clip_range).float().mean(),
     }

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.networks.bounded import ActionBounds
-from rlrun.networks.chain import Chained, Run, chain
+from rlrun.networks.chain import Chained, Form, Run, Views, chains, worth_a_chain
 from rlrun.networks.linear import Head, Linear, StackedHead, StackedLinear, first
 from rlrun.networks.torsos import ACTIVATIONS, Torso, entry, orthogonal
 
@@ -72,14 +72,15 @@ class Stacked(nn.Module):
         self.layers = nn.Sequential(*(STACKED.get(type(row[0]), _shared)(row) for row in rows))
         run = Run.first_of(list(self.layers))
         self.run = run if run is not None and len(run) == len(self.layers) else None
+        self.views = {count: Views() for count in range(1, self.num_members + 1)}
 
     def forward(self, inputs: Tensor, count: int | None = None) -> Tensor:
         """inputs: [B, *in] -> the outputs of the first `count` networks, all if None: [count, B, out]."""
         x, count = self.entry(inputs), count or self.num_members
         if self.run is not None:
-            layers = [(first(m.weight, count), first(m.bias, count)) for m in self.run.linears]
-            if self.run.activation.worth_a_chain(x, layers, count):
-                return chain(x, layers, self.run.activation, activated=self.run.activated)
+            weights = [first(weight, count) for weight in self.run.weights()]
+            if worth_a_chain(x, weights, count):
+                return chains(x, weights, Form(self.run.activation, self.run.activated, None), self.views[count])[0]
         return self.layers(x.expand(count, -1, -1))
 
 

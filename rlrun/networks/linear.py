@@ -9,14 +9,20 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlrun.device import processor
 
+Array = NDArray[Any]
+
 # Multiplications below which calling oneDNN from Python costs more than it gains: a minibatch of 256 on 64 x 64
 # is less.
 WORTH_ONEDNN = 1_200_000
+# The same for NumPy's product instead of torch's, of which it has the speed, and on one thread alone.
+WORTH_TORCH = 4_000_000
 
 
 class Linear(nn.Linear):
@@ -104,6 +110,15 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return nn.functional.linear(x, weight, bias)
+
+
+def array_product(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Return x W^T + b, small ones by NumPy, which takes half of torch's time: [B, in], [out, in] -> [B, out]."""
+    if x.shape[0] * weight.size < WORTH_TORCH:
+        out = np.dot(x, weight.T)
+        return out if bias is None else np.add(out, bias, out=out)
+    offset = None if bias is None else torch.from_numpy(bias)
+    return product(torch.from_numpy(x), torch.from_numpy(weight), offset).numpy()
 
 
 def worth_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from rlrun.math import policy_gradient
 from rlrun.math.distributions import Categorical
-from rlrun.math.policy_gradient import actor_critic_loss, clipped_surrogate
+from rlrun.math.policy_gradient import actor_critic_loss, clipped_loss
 
 
 def test_the_gradient_by_hand_of_a_policy_of_two_actions() -> None:
@@ -36,40 +38,77 @@ def test_twice_the_same_steps_give_the_same_loss() -> None:
     assert loss(1) == pytest.approx(loss(2), rel=1e-5)
 
 
-def by_its_definition(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    ratio = log_ratio.exp()
-    return -torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
+SETTINGS = {"clip_range": 0.2, "clip_value": False, "value_coef": 0.5}
 
 
-@pytest.mark.parametrize("shape", [(200,), (5, 40)])
-@pytest.mark.parametrize("clip_range", [0.0, 0.2, 5.0])
-def test_the_clipped_surrogate_and_its_derivative_are_those_of_its_definition(
-    shape: tuple[int, ...], clip_range: float
-) -> None:
+def by_definition(
+    log_prob: Tensor, value: Tensor, data: dict[str, Tensor], *, clip_range: float, clip_value: bool, value_coef: float
+) -> Tensor:
+    ratio, advantage = (log_prob - data["old_log_prob"]).exp(), data["advantage"]
+    surrogate = torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
+    near_old = data["old_value"] + (value - data["old_value"]).clamp(-clip_range, clip_range)
+    errors = [(v - data["target"]).square() for v in (value, near_old)]
+    error = torch.max(*errors) if clip_value else errors[0]
+    return -surrogate + value_coef * 0.5 * error.mean()
+
+
+def steps(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
-    log_ratio, advantage = 0.3 * torch.randn(shape), torch.randn(shape)
-    found, wanted = log_ratio.clone().requires_grad_(), log_ratio.clone().requires_grad_()
-    values = clipped_surrogate(found, advantage, clip_range), by_its_definition(wanted, advantage, clip_range)
-    torch.testing.assert_close(*values)
-    for value in values:
-        (2.5 * value).backward()
-    assert found.grad is not None
-    torch.testing.assert_close(found.grad, wanted.grad)
+    names = ("log_prob", "value", "old_log_prob", "old_value", "advantage", "target")
+    drawn = {name: 0.3 * torch.randn(shape, dtype=torch.float64) for name in names}
+    return drawn.pop("log_prob"), drawn.pop("value"), drawn
+
+
+@pytest.fixture(params=[np, torch], ids=["NumPy", "torch"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_gradient, "_arithmetic", lambda device: request.param)
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize("clip_value", [False, True])
+@pytest.mark.parametrize("shape", [(300,), (5, 60)])
+@pytest.mark.parametrize("clip_range", [0.0, 0.2, 5.0])
+def test_the_clipped_loss_and_its_derivatives_are_those_of_its_definition(
+    shape: tuple[int, ...], clip_range: float, clip_value: bool
+) -> None:
+    log_prob, value, data = steps(shape)
+    inputs = [[tensor.clone().requires_grad_() for tensor in (log_prob, value)] for _ in range(2)]
+    found = clipped_loss(*inputs[0], data, clip_range=clip_range, clip_value=clip_value, value_coef=0.7)
+    wanted = by_definition(*inputs[1], data, clip_range=clip_range, clip_value=clip_value, value_coef=0.7)
+    torch.testing.assert_close(found.loss, wanted)
+    torch.testing.assert_close(found.policy_loss + 0.7 * found.value_loss, wanted)
+    torch.testing.assert_close(found.log_ratio, log_prob - data["old_log_prob"])
+    (2.5 * found.loss).backward()
+    (2.5 * wanted).backward()
+    for got, want in zip(*inputs, strict=True):
+        torch.testing.assert_close(got.grad, want.grad)
     if clip_range == 0.2:
-        assert 0 < int((found.grad == 0).sum()) < found.numel()
+        flat = [int((tensor.grad == 0).sum()) for tensor in inputs[0] if tensor.grad is not None]
+        assert 0 < flat[0] < 300
+        assert (0 < flat[1] < 300) == clip_value
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_before_the_first_step_nothing_is_clipped() -> None:
-    log_ratio, advantage = torch.zeros(3, requires_grad=True), torch.tensor([1.0, -2.0, 0.0])
-    clipped_surrogate(log_ratio, advantage, 0.2).backward()
-    assert log_ratio.grad is not None
-    torch.testing.assert_close(log_ratio.grad, -advantage / 3)
+    log_prob, value, data = steps((3,))
+    log_prob = data["old_log_prob"].clone().requires_grad_()
+    clipped_loss(log_prob, value, data, **SETTINGS).loss.backward()  # type: ignore[arg-type]
+    torch.testing.assert_close(log_prob.grad, -data["advantage"] / 3)
 
 
+@pytest.mark.usefixtures("arithmetic")
 def test_what_is_not_a_number_stays_so() -> None:
-    log_ratio = torch.tensor([0.0, torch.nan], requires_grad=True)
-    loss = clipped_surrogate(log_ratio, torch.ones(2), 0.2)
+    log_prob, value, data = steps((2,))
+    log_prob[1] = torch.nan
+    log_prob.requires_grad_()
+    loss = clipped_loss(log_prob, value, data, **SETTINGS).loss  # type: ignore[arg-type]
     assert loss.isnan()
     loss.backward()
-    assert log_ratio.grad is not None
-    assert log_ratio.grad.isnan().tolist() == [False, True]
+    assert log_prob.grad is not None
+    assert log_prob.grad.isnan().tolist() == [False, True]
+
+
+def test_parts_of_the_clipped_loss_are_given_numbers() -> None:
+    log_prob, value, data = steps((4,))
+    found = clipped_loss(log_prob.requires_grad_(), value, data, **SETTINGS)  # type: ignore[arg-type]
+    assert [part.requires_grad for part in found] == [True, False, False, False]

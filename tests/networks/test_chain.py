@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import pairwise
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from rlrun.networks import chain as module
 from rlrun.networks import linear as linear_module
-from rlrun.networks.chain import RELU, Activation, Chained, Run, SideBySide, chain
+from rlrun.networks.chain import RELU, Chained, Form, Run, SideBySide, Views, chains
 from rlrun.networks.critics import Stacked
 from rlrun.networks.linear import Linear
 
@@ -106,11 +107,11 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
 def test_only_linear_layers_with_one_activation_between_them_are_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
 
-    def counted(x: Tensor, layers: module.Layers, activation: Activation, *, activated: bool) -> Tensor:
-        lengths.append(len(layers))
-        return chain(x, layers, activation, activated=activated)
+    def counted(x: Tensor, weights: Sequence[Tensor], form: Form, views: Views) -> tuple[Tensor, ...]:
+        lengths.append(len(weights) // 2)
+        return chains(x, weights, form, views)
 
-    monkeypatch.setattr(module, "chain", counted)
+    monkeypatch.setattr(module, "chains", counted)
     torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Flatten(), Linear(6, 8), nn.ReLU(), Linear(8, 8), nn.Tanh(), Linear(8, 8), nn.LayerNorm(8), nn.ReLU()),
@@ -129,8 +130,7 @@ def test_only_linear_layers_with_one_activation_between_them_are_a_chain(monkeyp
 
 def test_few_rows_and_other_dimensions_are_left_to_the_layers(kind: type[nn.Module]) -> None:
     net = layers((5, 8, 2), activated=False, kind=kind)
-    few = module.FEW_ROWS if kind is nn.ReLU else module.MANY_ROWS
-    for x in (torch.randn(few - 1, 5), torch.randn(3, 150, 5)):
+    for x in (torch.randn(module.FEW_ROWS - 1, 5), torch.randn(3, 150, 5)):
         torch.testing.assert_close(Chained(*net)(x), net(x))
         assert "Chain" not in type(Chained(*net)(x).grad_fn).__name__
 
@@ -153,6 +153,32 @@ def test_a_copy_has_weights_of_its_own(kind: type[nn.Module]) -> None:
     torch.testing.assert_close(net(x), before)
     torch.testing.assert_close(copy(x), nn.Sequential(*copy)(x))
     torch.testing.assert_close(net[:2](x), nn.Sequential(*net[:2])(x))
+
+
+def test_weights_that_move_to_other_memory_are_followed(kind: type[nn.Module]) -> None:
+    net, x = Chained(*layers((5, 8, 2), activated=False, kind=kind)), torch.randn(150, 5)
+    before = net(x)
+    for parameter in net.parameters():
+        parameter.data = parameter.data * 2
+    assert not torch.equal(net(x), before)
+    torch.testing.assert_close(net(x), nn.Sequential(*net)(x))
+    net.share_memory()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter /= 2
+    torch.testing.assert_close(net(x), before)
+    restored = pickle.loads(pickle.dumps(net))
+    torch.testing.assert_close(restored(x), before)
+
+
+@pytest.mark.parametrize("changed", ["x", "weight", "output"])
+def test_what_is_changed_before_its_gradient_is_taken_is_noticed(changed: str, kind: type[nn.Module]) -> None:
+    net, x = Chained(*layers((5, 8, 2), activated=True, kind=kind)), torch.randn(150, 5)
+    out = net(x)
+    with torch.no_grad():
+        {"x": x, "weight": net[0].weight, "output": out}[changed].add_(1)  # type: ignore[dict-item]
+    with pytest.raises(RuntimeError, match=r"in place|inplace"):
+        out.sum().backward()
 
 
 def pair(kind: type[nn.Module], second: Sequence[int] = (5, 8, 8, 1)) -> list[nn.Sequential]:

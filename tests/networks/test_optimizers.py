@@ -209,3 +209,16 @@ def test_moments_in_shared_memory_are_the_same_moments(centered: bool) -> None:
     moments = optimizers[1].state[shared]
     assert moments.keys() == ({"square", "mean"} if centered else {"square"})
     assert all(moment.is_shared() for moment in moments.values())
+
+
+def test_hooks_are_called_before_and_after_each_step() -> None:
+    p = torch.zeros(1, requires_grad=True)
+    optimizer, seen = optimizer_of(p), list[float]()
+    optimizer.register_step_pre_hook(lambda *_: seen.append(p.item()))
+    optimizer.register_step_post_hook(lambda *_: seen.append(p.item()))
+    for _ in range(2):
+        p.grad = torch.ones(1)
+        optimizer.step()
+    assert len(seen) == 4
+    assert seen[0] == 0
+    assert seen[1] == seen[2] != seen[3]
