@@ -65,6 +65,8 @@ class Agent:
         self.algorithm.close()
         for collector in self.algorithm.setup.collectors:
             collector.envs.close()
+        for replay in self.algorithm.setup.replays:
+            replay.close()
 
     def evaluator(self, max_steps: int, signals: Signals | None = None) -> Evaluator:
         interrupted = (lambda: signals.received is not None) if signals else (lambda: False)
@@ -108,6 +110,11 @@ def build_agent(config: dict[str, Any], folder: Path | None = None, world: World
         algorithm = _locate(config["algo"]["_target_"])(setup=setup, **_arguments(config["algo"]))
     except (ValueError, RuntimeError) as error:
         raise UserError(f"algo={config['algo']['_target_']} cannot be built on env={spec.name}: {error}") from error
+    if device.replay_on_device and not setup.replays:
+        raise UserError(
+            f"device.replay_on_device=true: algo={config['algo']['_target_']} has no replay; leave it out, or take one "
+            "that has, such as algo=dqn or algo=sac"
+        )
     num_weights = sum(p.numel() for m in algorithm.networks().values() for p in m.parameters())
     device.choose_threads(num_weights, algorithm.threads_at_once())
     return Agent(algorithm=algorithm, spec=spec, device=device, seeds=seeds)
@@ -228,6 +235,7 @@ def _make_replay(
         "normalizer": setup.normalizer if spec.normalize_obs or spec.normalize_reward else None,
         "normalize_obs": spec.normalize_obs,
         "normalize_reward": spec.normalize_reward,
+        "on_device": setup.device.replay_on_device,
     }
     try:
         made = Replay(**arguments) if alpha is None else PrioritizedReplay(**arguments, alpha=alpha)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlrun.algos.algorithm import Algorithm
+from rlrun.device import Device
 from rlrun.errors import UserError
 from rlrun.files import human_bytes
 
 BYTES_PER_ENV = 5_000  # the smallest Gymnasium environments with their wrappers
 LOG_BYTES_PER_STEP = 5  # all logs together, generously
+BESIDE_FRAMES = 1 << 30  # bytes of a GPU that a replay's frames leave to updates: a guess
 PICTURES_GROW = 7  # times, as a table fills with numbers: 1.4 to 6.2 were measured, the most with grid worlds
 
 
@@ -25,6 +28,8 @@ class Estimate:
     disk: int
     memory: int
     replay: int = 0  # of the disk
+    frames: int = 0  # of a replay in the device's memory, which for the CPU is a part of `memory`
+    frames_room: int | None = None  # what the device has free for them; None: not known, or none asked for
 
     def __str__(self) -> str:
         return f"needs about {human_bytes(self.disk)} of disk and {human_bytes(self.memory)} of memory"
@@ -45,7 +50,11 @@ def estimate(algorithm: Algorithm, config: dict[str, Any]) -> Estimate:
     # Weights, gradients, two moments and a checkpoint in the making; copies without the moments; a rollout and its
     # minibatches; what finds a replay's records again, and three copies of it while a checkpoint is made.
     memory = _resident_bytes() + 6 * weights + 3 * copies + 3 * stored + 2 * ahead + 4 * found
-    return Estimate(checkpoint, disk, memory, replay)
+    frames = sum(r.device_bytes for r in algorithm.setup.replays)
+    if algorithm.setup.device.kind == "cpu":
+        memory += frames
+    room = _free_bytes(algorithm.setup.device) if frames else None
+    return Estimate(checkpoint, disk, memory, replay, frames, room)
 
 
 def _picture_bytes(algorithm: Algorithm, config: dict[str, Any]) -> int:
@@ -65,11 +74,18 @@ def check_room(needed: Estimate, folder: Path) -> None:
             f"outputs: {folder} has {human_bytes(free)} free and the run needs about {human_bytes(needed.disk)}: "
             f"make room{lower}, or choose another folder with outputs=..."
         )
+    if needed.frames_room is not None and needed.frames > needed.frames_room:
+        raise UserError(
+            f"device.replay_on_device=true needs {human_bytes(needed.frames)} of the device's memory, and "
+            f"{human_bytes(max(needed.frames_room, 0))} are free for it: lower algo.buffer_size, or leave the frames "
+            "on the disk alone with device.replay_on_device=false"
+        )
     available = _available_bytes()
     if available is not None and needed.memory - _resident_bytes() > available:
+        leave = ", or leave out device.replay_on_device=true" if needed.frames else ""
         raise UserError(
             f"the run needs about {human_bytes(needed.memory)} of memory and {human_bytes(available)} are "
-            "available: lower algo.num_envs, algo.num_steps or the network's sizes"
+            f"available: lower algo.num_envs, algo.num_steps or the network's sizes{leave}"
         )
 
 
@@ -82,6 +98,14 @@ def check_num_envs(num_envs: int, obs_space: Any) -> None:
             f"algo.num_envs={num_envs} needs at least {human_bytes(needed)} of memory and {human_bytes(available)} "
             "are available: lower it"
         )
+
+
+def _free_bytes(device: Device) -> int | None:
+    """Return what the device has free for a replay's frames."""
+    if device.kind == "cpu":
+        return _available_bytes()
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # torch keeps what it had, for the next one
+    return torch.cuda.mem_get_info()[0] + unused - BESIDE_FRAMES
 
 
 def _resident_bytes() -> int:

@@ -12,7 +12,7 @@ drawn, only looked at.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlrun.data.collector import Batch, to_policy
+from rlrun.data.device_frames import FRAME, DeviceFrames
 from rlrun.data.ring import Field, Ring
 from rlrun.envs.base import Array
 from rlrun.envs.normalizer import Normalizer
@@ -36,9 +37,10 @@ class Replay(Stateful):
     num_steps: the most steps of each environment that are added at once.
     slack: records of each environment that may be added between two checkpoints, twice (see `Ring`).
     Observations and rewards are stored raw and leave normalised by what `normalizer` knows when they leave.
+    on_device: keep the frames in the device's memory, too, and gather minibatches there; they are the same.
     """
 
-    transient: ClassVar[frozenset[str]] = frozenset({"buffers"})
+    transient: ClassVar[frozenset[str]] = frozenset({"buffers", "device_frames"})
 
     folder: Path | None
     obs_space: spaces.Space
@@ -55,10 +57,11 @@ class Replay(Stateful):
     normalizer: Normalizer | None
     normalize_obs: bool
     normalize_reward: bool
+    on_device: bool = False
 
     def __post_init__(self) -> None:
         fields = {
-            "frame": _frame_field(self.obs_space, self.frame_stack),
+            FRAME: _frame_field(self.obs_space, self.frame_stack),
             "action": _action_field(self.action_space),
             "reward": Field(np.dtype(np.float32)),
             "flags": Field(np.dtype(np.uint8)),
@@ -75,6 +78,7 @@ class Replay(Stateful):
         )
         self.starts: Array = np.ones(self.num_envs, bool)  # [B], the next step is an episode's first
         self.buffers: dict[tuple[str, int], Array] = {}
+        self.device_frames: DeviceFrames | None = None  # made with the first record
 
     def __len__(self) -> int:
         """Return how many records can be drawn from, less what may be the padding of one episode.
@@ -94,6 +98,22 @@ class Replay(Stateful):
         """Return what each checkpoint holds of it besides its records, which stay where they are."""
         return self.ring.checkpoint_bytes
 
+    @property
+    def device_bytes(self) -> int:
+        """Return what its frames take of the device's memory."""
+        frames = self.num_envs * self.ring.slots * self.ring.fields[FRAME].nbytes
+        return frames if self.on_device else 0
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self.device_frames = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.close()  # the ring may have another size now
+        if self.on_device and self.ring.head.any():
+            self._frames_on_device().fill()
+
     # --- In ---------------------------------------------------------------------------------------------
 
     def add(self, batch: Batch) -> None:
@@ -102,7 +122,7 @@ class Replay(Stateful):
         reward, over = batch["reward"].cpu().numpy(), batch["over"].cpu().numpy()
         terminated, truncated = batch["terminated"].cpu().numpy(), batch["truncated"].cpu().numpy()
         finals = iter(batch["final_obs"].cpu().numpy())
-        everyone = np.arange(self.num_envs)
+        everyone, before = np.arange(self.num_envs), self.ring.head.copy()
         for t in range(len(obs)):
             if self.starts.any():
                 self._pad(np.flatnonzero(self.starts), self._older_frames(obs[t][self.starts]))
@@ -116,6 +136,13 @@ class Replay(Stateful):
             for b in np.flatnonzero(truncated[t]):
                 self._pad(np.array([b]), [self._newest_frame(next(finals)[None])])
             self.starts = over[t].copy()
+        if self.on_device:
+            self._frames_on_device().add(before)
+
+    def _frames_on_device(self) -> DeviceFrames:
+        if self.device_frames is None:
+            self.device_frames = DeviceFrames(self.ring, self.device)
+        return self.device_frames
 
     def _pad(self, streams: Array, frames: list[Array]) -> None:
         for frame in frames:
@@ -152,17 +179,12 @@ class Replay(Stateful):
     def look_up(self, streams: Array, records: Array) -> Batch:
         """Return the batch of `sample` for given steps."""
         reward, discount, steps = self._returns(streams, records)
-        if self.n_steps == 1:  # the two stacks share all but one frame
-            frames = self._frames("both", streams, records + 1, self.frame_stack + 1)
-            obs, next_obs = frames[:, :-1], frames[:, 1:]
-        else:
-            obs = self._frames("obs", streams, records, self.frame_stack)
-            next_obs = self._frames("next_obs", streams, records + steps, self.frame_stack)
+        obs, next_obs = self._observations(streams, records, steps)
         return {
-            "obs": self._observation(obs),
+            "obs": obs,
             "action": torch.from_numpy(self.ring.read("action", self.ring.position(streams, records))).to(self.device),
             "reward": torch.from_numpy(reward).to(self.device),
-            "next_obs": self._observation(next_obs),
+            "next_obs": next_obs,
             "discount": torch.from_numpy(discount).to(self.device),
         }
 
@@ -198,19 +220,40 @@ class Replay(Stateful):
         discount = self.gamma**steps * ~terminated.any(axis=1)
         return total.astype(np.float32), discount.astype(np.float32), steps
 
+    def _observations(self, streams: Array, records: Array, steps: Array) -> tuple[Tensor, Tensor]:
+        """Return the observations at the records and `steps` later, [M, *obs] both."""
+        if self.device_frames is not None:
+            windows = [self._window(streams, newest, self.frame_stack) for newest in (records, records + steps)]
+            both = self.device_frames.take(np.stack(windows))
+            return self._from_device(both[0]), self._from_device(both[1])
+        if self.n_steps == 1:  # the two stacks share all but one frame
+            frames = self._frames("both", streams, records + 1, self.frame_stack + 1)
+            return self._observation(frames[:, :-1]), self._observation(frames[:, 1:])
+        obs = self._frames("obs", streams, records, self.frame_stack)
+        next_obs = self._frames("next_obs", streams, records + steps, self.frame_stack)
+        return self._observation(obs), self._observation(next_obs)
+
+    def _window(self, streams: Array, newest: Array, count: int) -> Array:
+        """Return where the `count` records up to `newest` lie: [M] -> [M, count], oldest first."""
+        return self.ring.position(streams[:, None], newest[:, None] + np.arange(1 - count, 1))
+
     def _frames(self, name: str, streams: Array, newest: Array, count: int) -> Array:
         """Return the `count` frames up to the records `newest`: [M] -> [M, count, *frame], oldest first."""
-        window = self.ring.position(streams[:, None], newest[:, None] + np.arange(1 - count, 1))
-        field = self.ring.fields["frame"]
+        window = self._window(streams, newest, count)
+        field = self.ring.fields[FRAME]
         buffer = self.buffers.get((name, len(newest)))
         if buffer is None:
             buffer = self.buffers[name, len(newest)] = np.empty((window.size, *field.shape), field.dtype)
-        self.ring.read_into("frame", window.reshape(-1), buffer)
+        self.ring.read_into(FRAME, window.reshape(-1), buffer)
         return buffer.reshape(*window.shape, *field.shape)
 
     def _observation(self, frames: Array) -> Tensor:
         obs = frames[:, 0] if self.frame_stack == 1 else frames
         return to_policy(obs, self.normalizer if self.normalize_obs else None, self.device)
+
+    def _from_device(self, frames: Tensor) -> Tensor:
+        obs = frames[:, 0] if self.frame_stack == 1 else frames
+        return self.normalizer.obs_tensor(obs) if self.normalizer is not None and self.normalize_obs else obs
 
 
 def most_records(num_steps: int, frame_stack: int) -> int:

@@ -153,6 +153,19 @@ class Ring:
             self._maps[name] = np.asarray(mapped)  # indexing a plain array is faster than indexing a memmap
             self._flat[name] = self._maps[name].reshape(-1, *field.shape)
 
+    def stored(self, name: str) -> Iterator[tuple[int, int, Array]]:
+        """Yield one field of all that a reader may look into, out of the file, in pieces that do not wrap.
+
+        A piece is the stream, the number of its first record, and the values [K, *shape].
+        """
+        field = self.fields[name]
+        # Not through the map: what is read only once shall not become resident memory.
+        with open(self._path(name), "rb", buffering=0) as file:
+            for stream, start, stop in self._reachable():
+                file.seek((stream * self.slots + start % self.slots) * field.nbytes)
+                values = np.fromfile(file, field.dtype, (stop - start) * int(np.prod(field.shape, dtype=np.int64)))
+                yield stream, start, values.reshape(-1, *field.shape)
+
     # --- State ------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -200,18 +213,15 @@ class Ring:
         return zlib.crc32(self._maps[name][stream, slot : slot + stop - start].data, before)
 
     def _verify(self) -> None:
-        for name, field in self.fields.items():
-            # Not through the map: what is only checked shall not become resident memory.
-            with open(self._path(name), "rb", buffering=0) as file:
-                for stream, start, stop in self._reachable():
-                    file.seek((stream * self.slots + start % self.slots) * field.nbytes)
-                    stored = int(self._checksums[name][stream, start // CHUNK % (self.slots // CHUNK)])
-                    if zlib.crc32(file.read((stop - start) * field.nbytes)) != stored:
-                        raise RunFailed(
-                            f"{self._path(name)}: records {start:,} to {stop:,} are not those of the checkpoint: "
-                            "damaged, or overwritten by later ones, since only the last two checkpoints are sure to "
-                            "find their replay, whatever checkpoint.keep; start anew with fresh=true"
-                        )
+        for name in self.fields:
+            for stream, start, values in self.stored(name):
+                expected = int(self._checksums[name][stream, start // CHUNK % (self.slots // CHUNK)])
+                if zlib.crc32(values.data) != expected:
+                    raise RunFailed(
+                        f"{self._path(name)}: records {start:,} to {start + len(values):,} are not those of the "
+                        "checkpoint: damaged, or overwritten by later ones, since only the last two checkpoints are "
+                        "sure to find their replay, whatever checkpoint.keep; start anew with fresh=true"
+                    )
 
     def _reachable(self) -> Iterator[tuple[int, int, int]]:
         """Yield the stream and the range of records of each chunk that a reader may look into."""

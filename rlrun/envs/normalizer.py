@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rlrun.distributed import LONE, World
 from rlrun.envs.base import Array
@@ -54,6 +56,12 @@ class Normalizer(Stateful):
         """obs: [B, *obs] -> float32, mean 0 and variance 1 over training so far."""
         scaled = (obs - self.obs_moments.mean) / np.sqrt(self.obs_moments.var + EPSILON)
         return clipped(scaled).astype(np.float32)
+
+    def obs_tensor(self, obs: Tensor) -> Tensor:
+        """Do as `obs` where the tensor is: in float64 each of these operations has one right result."""
+        mean, deviation = self.obs_moments.mean, np.sqrt(self.obs_moments.var + EPSILON)
+        shift, scale = (torch.as_tensor(moment).to(obs.device) for moment in (mean, deviation))
+        return ((obs.double() - shift) / scale).clamp(-CLIP, CLIP).float()
 
     def reward(self, reward: Array, ended: Array, discounted_return: Array) -> Array:
         """Scale reward: [B], after adding it to the statistics.

@@ -134,6 +134,7 @@ def make_replay(
     seed: int = 0,
     normalizer: Normalizer | None = None,
     action_space: spaces.Space | None = None,
+    on_device: bool = False,
 ) -> Any:
     """Return a Replay, or a PrioritizedReplay with `alpha`."""
     fields: dict[str, Any] = {
@@ -152,6 +153,7 @@ def make_replay(
         "normalizer": normalizer,
         "normalize_obs": normalizer is not None,
         "normalize_reward": normalizer is not None,
+        "on_device": on_device,
     }
     return Replay(**fields) if alpha is None else PrioritizedReplay(**fields, alpha=alpha)
 
