@@ -33,7 +33,7 @@ class Device:
     precision: Literal["float32", "bf16"]  # bf16: autocast for forward passes; weights and last layers are float32
     compile: bool  # torch.compile the networks: faster after some tens of seconds
     deterministic: bool  # refuse nondeterministic CUDA kernels (the CPU's are deterministic)
-    replay_on_device: bool = False  # a replay's frames lie in its memory, too: the same minibatches, gathered there
+    replay_on_device: bool  # a replay's frames lie in its memory, too: the same minibatches, gathered there
 
     def __post_init__(self) -> None:
         if self.kind == "cuda" and not torch.cuda.is_available():

@@ -11,7 +11,14 @@ from rlrun.errors import UserError
 
 
 def device(**options: Any) -> Device:
-    defaults = {"kind": "cpu", "threads": 1, "precision": "float32", "compile": False, "deterministic": True}
+    defaults = {
+        "kind": "cpu",
+        "threads": 1,
+        "precision": "float32",
+        "compile": False,
+        "deterministic": True,
+        "replay_on_device": False,
+    }
     return Device(**{**defaults, **options})
 
 
@@ -54,7 +61,8 @@ def test_only_cuda_refuses_nondeterministic_kernels_and_a_later_run_need_not(
 def test_a_device_that_compiles_nothing_does_not_wait_for_the_compiler_to_be_imported() -> None:
     code = (
         "import sys\nfrom rlrun.device import Device\n"
-        "Device(kind='cpu', threads=1, precision='float32', compile=False, deterministic=True).activate()\n"
+        "Device(kind='cpu', threads=1, precision='float32', compile=False, deterministic=True,"
+        " replay_on_device=False).activate()\n"
         "assert not {'torch._dynamo', 'torch._inductor'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -64,7 +72,7 @@ def test_optimizers_are_made_used_and_saved_without_importing_a_compiler() -> No
     code = """
 import sys, torch
 from rlrun.device import Device
-Device(kind="cpu", threads=1, precision="float32", compile=False, deterministic=True).activate()
+Device(kind="cpu", threads=1, precision="float32", compile=False, deterministic=True, replay_on_device=False).activate()
 from rlrun.networks.optimizers import Adam, RMSpropTF
 for make, options in ((Adam, {}), (RMSpropTF, {"alpha": 0.9})):
     weight = torch.zeros(2, requires_grad=True)
