@@ -5,12 +5,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarking.goals import Limit
 from benchmarking.ours import UNDISTURBED
-from benchmarking.processes import environment, fail, killed_in_the_end, run
+from benchmarking.processes import ON_CPU, Terms, environment, fail, killed_in_the_end, run
 from benchmarking.tables import ScaleTable, Size
 
 ENVS = {  # steps of an iteration, and numbers of environments
@@ -39,11 +39,11 @@ def envs(size: Size) -> ScaleTable:
     return made
 
 
-def benched(overrides: list[str], seconds: float) -> dict[str, float]:
+def benched(overrides: Sequence[str], seconds: float, terms: Terms = ON_CPU) -> dict[str, float]:
     """Return `rlrun bench`'s median steps per second of each part."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bench.json"
-        run("rlrun", ["bench", *overrides, f"seconds={seconds}", f"json={out}"])
+        run("rlrun", ["bench", *overrides, f"seconds={seconds}", f"json={out}"], terms=terms)
         report = json.loads(out.read_text())
     return {part: speed["median"] for part, speed in report["steps_per_second"].items()}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarking import FIRST_STEP_ID, FIRST_STEP_MODULE, STEPPED
 from benchmarking.goals import Sample
-from benchmarking.processes import Mark, Window, run, steady_speed
+from benchmarking.processes import ON_CPU, Mark, Terms, Window, run, steady_speed
 from benchmarking.works import Target, Training
 
 NEVER = 10**12  # steps
@@ -17,10 +17,10 @@ EPISODES = 100  # whose mean is to reach the target, as many as both sides' runn
 UNDISTURBED = (f"eval.every={NEVER}", "eval.final_episodes=1", f"checkpoint.every={NEVER}", "name=speed")
 
 
-def speed(work: Training, window: Window, seed: int, extra: Sequence[str] = ()) -> Sample:
+def speed(work: Training, window: Window, seed: int, extra: Sequence[str] = (), terms: Terms = ON_CPU) -> Sample:
     """Train for a window; return the steady steps per second and the memory."""
     with tempfile.TemporaryDirectory() as folder:
-        ended = run("rlrun", [*training(work, window), f"seed={seed}", *extra, f"outputs={folder}"])
+        ended = run("rlrun", [*training(work, window), f"seed={seed}", *extra, f"outputs={folder}"], terms=terms)
         marks = marks_of(metrics(the_run(Path(folder))))
     return {"value": steady_speed(marks, window.warm_up), "memory_gb": ended.memory_gb}
 

@@ -35,11 +35,12 @@ def provenance(facts: dict[str, Any]) -> str:
     """Return the lines that stand above the tables."""
     machine, code = facts["machine"], facts["code"]
     commit = (code["commit"] or code["sha256"])[:12] + (" with changes" if code["changed"] else "")
+    device = f"device: {facts['device']}" if "device" in facts else "no window sees a GPU"
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return (
         f"`{facts['command']}`, {facts['date'][:10]}, rlrun at {commit}.\n"
         f"Machine: {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 1e9:.0f} GB of memory; no window sees a GPU. "
+        f"{machine['memory_bytes'] / 1e9:.0f} GB of memory; {device}. "
         f"Load before the start: {facts['load_at_start']:.1f}.\n"
         f"Versions: {versions}."
     )

@@ -1,4 +1,4 @@
-"""What the tables of scale.py share: their form, and how large they are measured."""
+"""What the tables of scale.py and gpu.py share: their form, and how large they are measured."""
 
 import sys
 from collections.abc import Callable
