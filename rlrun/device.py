@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import nn
@@ -131,9 +132,12 @@ def processor() -> str:
 
 @cache
 def _numpys_blas() -> list[Any]:
-    """Return the controllers of NumPy's linear algebra, if it is an OpenBLAS that torch does not use."""
-    libraries = ThreadpoolController().lib_controllers
-    return [one for one in libraries if one.internal_api == "openblas" and "torch" not in Path(one.filepath).parts]
+    """Return the controllers of the OpenBLAS that came with NumPy; where none did, of all but torch's."""
+    found = sorted(ThreadpoolController().lib_controllers, key=lambda one: str(one.filepath))
+    libraries = {Path(one.filepath): one for one in found if one.internal_api == "openblas"}
+    numpys, torchs = Path(np.__file__).parent, Path(torch.__file__).parent
+    own = [one for path, one in libraries.items() if {numpys, numpys.with_name("numpy.libs")} & {*path.parents}]
+    return own or [one for path, one in libraries.items() if torchs not in path.parents]
 
 
 def _spare_optimizers_the_compiler() -> None:

@@ -175,8 +175,8 @@ class Experiment(Stateful):
         changed = [n for n in names if stored.get(n) != self.fingerprint.get(n)]
         for name in changed:
             self.console.notice(
-                f"not bit-identical to an undisturbed run from here on: {name} was {stored.get(name)}, "
-                f"is {self.fingerprint.get(name)}"
+                f"not bit-identical to an undisturbed run from here on: {name} was "
+                f"{stored.get(name, 'not recorded')}, is {self.fingerprint.get(name, 'not recorded')}"
             )
         drifts = {c.envs.drift for c in self.algorithm.setup.collectors if c.envs.drift}
         drifts |= self.followers.drifts if self.followers is not None else set()

@@ -55,6 +55,8 @@ def main() -> None:
             if options.out is not None:
                 report.write(options.out, written, markdown(written, tables))
     print(markdown(written, tables))
+    if any(row["failed"] for table in tables for row in table.rows):
+        sys.exit(1)
 
 
 def measured(row: GpuRow, how: How) -> Row:
@@ -62,8 +64,14 @@ def measured(row: GpuRow, how: How) -> Row:
     goal = row.goal(how) or None
     try:
         return {"work": row.name, **row.measure(how), "goal": goal, "failed": None}
-    except Failed as failed:
-        return {"work": row.name, "met": None, "goal": goal, "failed": failed.message}
+    except (
+        Failed,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as failed:  # the latter where a run left no result, or half of one
+        message = failed.message if isinstance(failed, Failed) else f"{type(failed).__name__}: {failed}"
+        return {"work": row.name, "met": None, "goal": goal, "failed": message}
 
 
 def markdown(written: dict[str, Any], tables: list[ScaleTable]) -> str:

@@ -108,11 +108,12 @@ def kill_underway(dice: random.Random, low: float, high: float, arguments: list[
         if len(times) > 1:
             time.sleep(dice.random() * (times[-1] - times[-2]))
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        output, _ = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), output
         if process.returncode == -signal.SIGKILL and 0 <= saved_step(folder) <= high * total:
             return saved_step(folder)
-        for left in folder.iterdir():
-            shutil.rmtree(left)
+        shutil.rmtree(folder)
+        folder.mkdir()
     raise AssertionError("the run was always through before it could be killed")
 
 

@@ -1,11 +1,16 @@
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import nn
 
+from rlrun import device as device_module
 from rlrun.device import WORTH_SEVERAL_THREADS, Device
 from rlrun.errors import UserError
 
@@ -160,3 +165,34 @@ def test_weights_that_stay_are_cast_once_and_no_longer_than_that() -> None:
         loss = layer(x).float().sum()
     loss.backward()
     assert layer.weight.grad is not None
+
+
+def test_numpy_multiplies_on_one_thread_and_the_fingerprint_says_with_what() -> None:
+    device().activate()
+    openblas = [
+        one for one in threadpool_info() if one["internal_api"] == "openblas" and "numpy.libs" in one["filepath"]
+    ]
+    if not openblas:
+        pytest.skip("this NumPy brings no OpenBLAS")
+    assert [one["num_threads"] for one in openblas] == [1]
+    assert device().fingerprint()["numpy_blas"] == f"openblas {openblas[0]['architecture']}"
+
+
+def test_only_the_openblas_that_came_with_numpy_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    numpys = Path(np.__file__).parents[1] / "numpy.libs/a.so"
+    torchs, others = Path(torch.__file__).parent / "lib/b.so", Path("/usr/torch/lib/c.so")
+
+    def found(*paths: Path) -> list[Path]:
+        controllers = [SimpleNamespace(internal_api="openblas", filepath=str(path)) for path in paths]
+        pools = SimpleNamespace(
+            lib_controllers=[*controllers, SimpleNamespace(internal_api="openmp", filepath="/d.so")]
+        )
+        monkeypatch.setattr(device_module, "ThreadpoolController", lambda: pools)
+        device_module._numpys_blas.cache_clear()
+        chosen = [Path(one.filepath) for one in device_module._numpys_blas()]
+        device_module._numpys_blas.cache_clear()
+        return chosen
+
+    assert found(others, numpys, torchs) == [numpys]
+    assert found(torchs, others) == [others]
+    assert found(torchs) == []

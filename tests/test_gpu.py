@@ -96,24 +96,30 @@ def test_a_training_must_be_good_and_soon_enough(changed: dict[str, float], met:
     assert row["steps/s"] == row["steps"] / (60 * row["training, min"])
 
 
+@pytest.mark.parametrize(
+    "error", [Failed("Traceback\n  a | b\nOutOfMemoryError: 5 GB | 3 GB\n"), ValueError("half a row")], ids=repr
+)
 def test_a_row_that_fails_is_reported_and_the_next_ones_are_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def speed(work: Any, window: Window, seed: int, extra: list[str], terms: Terms) -> dict[str, float]:
         if "device.replay_on_device=true" in extra:
-            raise Failed("Traceback\n  a | b\nOutOfMemoryError: 5 GB | 3 GB\n")
+            raise error
         return {"value": 1_234.0, "memory_gb": 0.5}
 
     monkeypatch.setattr(ours, "speed", speed)
     out = tmp_path / "gpu.json"
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device=cpu", "--table=replay", f"--out={out}"])
-    gpu.main()
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    assert end.value.code == 1
     rows = json.loads(out.read_text())["tables"]["replay"]["rows"]
     assert [row["failed"] is None for row in rows] == [True, False, True, False]
-    assert "Traceback" in rows[1]["failed"]
+    last = "OutOfMemoryError: 5 GB / 3 GB" if isinstance(error, Failed) else "ValueError: half a row"
+    assert last.replace("/", "|") in rows[1]["failed"]
     page = out.with_suffix(".md").read_text()
     assert "| DQN Breakout, replay on the host | 1,234 | 0.5 | - | - | - |" in page
-    assert "| DQN Breakout, replay on the device | - | - | - | - | OutOfMemoryError: 5 GB / 3 GB |" in page
+    assert f"| DQN Breakout, replay on the device | - | - | - | - | {last} |" in page
     assert "device: the CPU" in page
     assert "Goals are for a GPU and are not judged here." in page
 

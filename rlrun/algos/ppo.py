@@ -125,9 +125,9 @@ class PPO(OnPolicy):
             clip_value=self.clip_value,
             value_coef=self.value_coef,
         )
-        with torch.set_grad_enabled(self.entropy_coef > 0):
+        with torch.set_grad_enabled(self.entropy_coef > 0):  # a gradient times 0 costs time, too
             entropy = policy.entropy().mean()
-        # Eq. (9). A gradient times 0 costs time, too.
+        # Eq. (9)
         loss = clipped.loss - self.entropy_coef * entropy if self.entropy_coef else clipped.loss
         return loss, {
             "train/loss": loss.detach(),

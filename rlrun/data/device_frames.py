@@ -32,6 +32,7 @@ class DeviceFrames:
         """Take over what the ring has got since its heads were at `before`: [S]; sent to the device in one piece."""
         counts = self.ring.head - before
         streams = np.repeat(np.arange(len(counts)), counts)
+        # The newest counts[s] of each stream s, oldest first.
         records = self.ring.head[streams] - 1 - (np.cumsum(counts)[streams] - 1 - np.arange(len(streams)))
         positions = self.ring.position(streams, records)
         device = self.frames.device

@@ -66,9 +66,9 @@ def clipped_loss(
     and L^VF half the mean squared error of V; with `clip_value`, as in Baselines, each step's is the larger one of V's
     and of old V's after no more than clip_range towards V.
 
-    log_prob, value: [N], or any other shape, to be differentiated; data: old_log_prob, advantage, target and old_value
-    of that shape, given numbers. One operation, since the twenty that it is made of take five times as long, forward
-    and back; on the CPU they are NumPy's.
+    log_prob, value: [N], or more dimensions, N > 0, to be differentiated; data: old_log_prob, advantage, target and
+    old_value of that shape, given numbers. One operation, since the twenty that it is made of take five times as long,
+    forward and back; on the CPU they are NumPy's.
     """
     given = [data[name] for name in ("old_log_prob", "advantage", "old_value", "target")]
     return ClippedLoss(*_ClippedLoss.apply(log_prob, value, given, clip_range, clip_value, value_coef))
@@ -76,6 +76,7 @@ def clipped_loss(
 
 class _ClippedLoss(torch.autograd.Function):
     @staticmethod
+    @np.errstate(all="ignore")  # what is not a number is reported where it is looked at
     def forward(
         ctx: Any,
         log_prob: Tensor,
@@ -94,7 +95,8 @@ class _ClippedLoss(torch.autograd.Function):
         ratio = xp.exp(log_ratio)
         gain, clipped_gain = ratio * advantage, xp.clip(ratio, 1 - clip_range, 1 + clip_range) * advantage
         policy_loss = -xp.minimum(gain, clipped_gain).sum() / count
-        # Where r A is the smaller one, its derivative by log r is r A; where it is the clipped one, that is flat.
+        # Where r A is the smaller one, its derivative by log r is r A; where it is the clipped one, that is flat. NaNs
+        # are kept: 0 times NaN is one.
         by_log_prob = xp.where(gain > clipped_gain, 0.0 * gain, gain) / -count
 
         error = v - target

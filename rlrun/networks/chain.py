@@ -6,7 +6,7 @@ products are torch's or oneDNN's.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -61,127 +61,6 @@ TANH = Activation(torch.tanh, _tanh_, _tanh_backward)
 ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: RELU, nn.Tanh: TANH}
 
 
-class Views:
-    """The memory of weights as arrays, which are made anew only where a weight has got another memory."""
-
-    def __init__(self) -> None:
-        # Addresses, and arrays, which keep that memory from being given to anybody else. In one, for threads' sake.
-        self.known: tuple[list[int], list[Array]] = [], []
-
-    def of(self, weights: Sequence[Tensor]) -> list[Array]:
-        """Return the arrays of the weights, which are the same ones, with the same shapes, each time."""
-        places = [weight.data_ptr() for weight in weights]
-        known, arrays = self.known
-        if places != known:
-            arrays = [weight.detach().numpy() for weight in weights]
-            self.known = places, arrays
-        return arrays
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Views":
-        return Views()  # a copy of a network has weights of its own
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Views, ()
-
-
-@dataclass(frozen=True)
-class Run:
-    """Linear layers that follow each other with one activation between them; `activated`: after the last one, too."""
-
-    linears: list[Any]
-    activation: Activation
-    activated: bool
-    views: Views = field(default_factory=Views)
-
-    @staticmethod
-    def first_of(modules: Sequence[nn.Module]) -> "Run | None":
-        """Return the longest run that the modules begin with, if there is one of a layer and an activation at least."""
-        if len(modules) < 2 or not _is_linear(modules[0]) or type(modules[1]) not in ACTIVATIONS:
-            return None
-        kind, length = type(modules[1]), 2
-        while length < len(modules) and (type(modules[length]) is kind if length % 2 else _is_linear(modules[length])):
-            length += 1
-        return Run(list(modules[:length:2]), ACTIVATIONS[kind], length % 2 == 0)
-
-    def weights(self) -> list[Tensor]:
-        """Return weight and bias of each layer, one after the other."""
-        # Out of the dictionaries themselves, where a module's attribute takes ten times as long.
-        return [linear._parameters[name] for linear in self.linears for name in ("weight", "bias")]
-
-    def __len__(self) -> int:
-        return 2 * len(self.linears) - (not self.activated)
-
-
-class Chained(nn.Sequential):
-    """Modules in turn, x: [B, ...], with runs of linear layers as one operation where that is faster.
-
-    Convolutions at the beginning are computed in parts, see `Trunk`. The modules stay those that it was made of.
-    """
-
-    def __init__(self, *modules: Any) -> None:
-        super().__init__(*modules)
-        rest = list(self)
-        trunk = Trunk.first_of(rest)
-        self.parts: list[nn.Module | Run | Trunk] = [] if trunk is None else [trunk]
-        rest = rest[0 if trunk is None else len(trunk) :]
-        while rest:
-            part = Run.first_of(rest) or rest[0]
-            self.parts.append(part)
-            rest = rest[len(part) if isinstance(part, Run) else 1 :]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():  # what is compiled or exported is so for any number of rows
-            return super().forward(x)
-        for part in self.parts:
-            x = self._through(part, x) if isinstance(part, Run) else part(x)
-        return x
-
-    def _through(self, run: Run, x: Tensor) -> Tensor:
-        weights = run.weights()
-        if worth_a_chain(x, weights):
-            return chains(x, weights, Form(run.activation, run.activated, 1), run.views)[0]
-        for linear in run.linears[:-1]:
-            x = run.activation.function(linear(x))
-        x = run.linears[-1](x)
-        return run.activation.function(x) if run.activated else x
-
-
-class SideBySide:
-    """Networks of one form that see the same, as one operation where that is faster."""
-
-    def __init__(self, entry: Chained, runs: Sequence[Run]) -> None:
-        self.entry, self.runs = entry, runs
-        self.form = Form(runs[0].activation, runs[0].activated, len(runs))
-        self.views = Views()
-
-    @staticmethod
-    def of(networks: Sequence[Sequence[nn.Module]]) -> "SideBySide | None":
-        """Return the networks as one, if each is a run of linear layers after the same layers without weights."""
-        parts = [Chained(*modules).parts for modules in networks]
-        entries, runs = [each[:-1] for each in parts], [each[-1] for each in parts if isinstance(each[-1], Run)]
-        forms = {(run.activation, run.activated, len(run)) for run in runs}
-        if len(runs) < len(networks) or len(forms) > 1 or len({repr(entry) for entry in entries}) > 1:
-            return None
-        before = [module for module in entries[0] if isinstance(module, nn.Module)]
-        if len(before) < len(entries[0]) or any(list(module.parameters()) for module in before):
-            return None
-        return SideBySide(Chained(*before), runs)
-
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...] | None:
-        """Return the output of each, or None if they had better be asked one by one; inputs: [B, ...]."""
-        if torch.compiler.is_compiling() or inputs.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return None
-        x, weights = self.entry(inputs), [weight for run in self.runs for weight in run.weights()]
-        return chains(x, weights, self.form, self.views) if worth_a_chain(x, weights, len(self.runs)) else None
-
-
-def worth_a_chain(x: Tensor, weights: Sequence[Tensor], networks: int = 1) -> bool:
-    """Say whether chains of layers take less time than the layers of each network one by one; x: [B, in]."""
-    if torch.compiler.is_compiling() or x.dim() != 2 or not _is_plain(x, weights[0]):
-        return False
-    return x.shape[0] * networks >= FEW_ROWS or not torch.is_grad_enabled()
-
-
 @dataclass(frozen=True)
 class Form:
     """What networks have in common. Their weights come one network after the other, or stacked if `count` is None.
@@ -214,26 +93,151 @@ class Form:
         return [np.stack(column) if column[0] is not None else None for column in columns]
 
 
-def chains(x: Tensor, weights: Sequence[Tensor], form: Form, views: Views) -> tuple[Tensor, ...]:
-    """Return W_n f(... f(W_1 x + b_1) ...) + b_n, or f of it if `form.activated`, of each network.
+class Views:
+    """The memory of networks' weights as arrays, which are made anew only where a weight has got another memory."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+        # Addresses, and arrays, which keep that memory from being given to anybody else. In one, for threads' sake.
+        self.known: tuple[list[int], list[list[tuple[Array, Array]]]] = [], []
+
+    def of(self, weights: Sequence[Tensor]) -> list[list[tuple[Array, Array]]]:
+        """Return the layers of each network; weights: the same ones, with the same shapes and strides, each time."""
+        places = [weight.data_ptr() for weight in weights]
+        known, networks = self.known
+        if places != known:
+            networks = self.form.members([weight.detach().numpy() for weight in weights])
+            self.known = places, networks
+        return networks
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Views":
+        return Views(self.form)  # a copy of a network has weights of its own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Views, (self.form,)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Linear layers that follow each other with one activation between them; `activated`: after the last one, too."""
+
+    linears: list[Any]
+    activation: Activation
+    activated: bool
+    views: Views
+
+    @staticmethod
+    def first_of(modules: Sequence[nn.Module]) -> "Run | None":
+        """Return the longest run that the modules begin with, if there is one of a layer and an activation at least."""
+        if len(modules) < 2 or not _is_linear(modules[0]) or type(modules[1]) not in ACTIVATIONS:
+            return None
+        kind, length = type(modules[1]), 2
+        while length < len(modules) and (type(modules[length]) is kind if length % 2 else _is_linear(modules[length])):
+            length += 1
+        activation, activated = ACTIVATIONS[kind], length % 2 == 0
+        return Run(list(modules[:length:2]), activation, activated, Views(Form(activation, activated, 1)))
+
+    def weights(self) -> list[Tensor]:
+        """Return weight and bias of each layer, one after the other."""
+        try:  # out of the dictionaries themselves, since a module's attribute takes ten times as long
+            return [linear._parameters[name] for linear in self.linears for name in ("weight", "bias")]
+        except KeyError:  # of weights that are computed, such as those of torch's spectral norm
+            return [getattr(linear, name) for linear in self.linears for name in ("weight", "bias")]
+
+    def __len__(self) -> int:
+        return 2 * len(self.linears) - (not self.activated)
+
+
+class Chained(nn.Sequential):
+    """Modules in turn, x: [B, ...], with runs of linear layers as one operation where that is faster.
+
+    Convolutions at the beginning are computed in parts, see `Trunk`. The modules stay those that it was made of.
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        super().__init__(*modules)
+        rest = list(self)
+        trunk = Trunk.first_of(rest)
+        self.parts: list[nn.Module | Run | Trunk] = [] if trunk is None else [trunk]
+        rest = rest[0 if trunk is None else len(trunk) :]
+        while rest:
+            part = Run.first_of(rest) or rest[0]
+            self.parts.append(part)
+            rest = rest[len(part) if isinstance(part, Run) else 1 :]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # what is compiled or exported is so for any number of rows
+            return super().forward(x)
+        for part in self.parts:
+            x = self._through(part, x) if isinstance(part, Run) else part(x)
+        return x
+
+    def _through(self, run: Run, x: Tensor) -> Tensor:
+        weights = run.weights()
+        if worth_a_chain(x, weights):
+            return chains(x, weights, run.views)[0]
+        for linear in run.linears[:-1]:
+            x = run.activation.function(linear(x))
+        x = run.linears[-1](x)
+        return run.activation.function(x) if run.activated else x
+
+
+class SideBySide:
+    """Networks of one form that see the same, as one operation where that is faster."""
+
+    def __init__(self, entry: Sequence[Any], runs: Sequence[Run]) -> None:
+        self.entry, self.runs = entry, runs
+        self.views = Views(Form(runs[0].activation, runs[0].activated, len(runs)))
+
+    @staticmethod
+    def of(networks: Sequence[Sequence[nn.Module]]) -> "SideBySide | None":
+        """Return the networks as one, if each is a run of linear layers after the same layers without weights."""
+        parts = [Chained(*modules).parts for modules in networks]
+        entries, runs = [each[:-1] for each in parts], [each[-1] for each in parts if isinstance(each[-1], Run)]
+        forms = {(run.activation, run.activated, len(run)) for run in runs}
+        if len(runs) < len(networks) or len(forms) > 1 or len({repr(entry) for entry in entries}) > 1:
+            return None
+        before = [module for module in entries[0] if isinstance(module, nn.Module)]
+        if len(before) < len(entries[0]) or any(list(module.parameters()) for module in before):
+            return None
+        return SideBySide(before, runs)
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the output of each, or None if they had better be asked one by one; inputs: [B, ...]."""
+        x, weights = inputs, [weight for run in self.runs for weight in run.weights()]
+        for module in self.entry:
+            x = module(x)
+        return chains(x, weights, self.views) if worth_a_chain(x, weights, len(self.runs)) else None
+
+
+def worth_a_chain(x: Tensor, weights: Sequence[Tensor], networks: int = 1) -> bool:
+    """Say whether chains of layers take less time than the layers of each network one by one; x: [B, in]."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.dim() != 2 or not _is_plain(x, weights[0]):
+        return False
+    return x.shape[0] * networks >= FEW_ROWS or not torch.is_grad_enabled()
+
+
+@np.errstate(all="ignore")  # what is not a number is reported where it is looked at
+def chains(x: Tensor, weights: Sequence[Tensor], views: Views) -> tuple[Tensor, ...]:
+    """Return W_n f(... f(W_1 x + b_1) ...) + b_n, or f of it if the form is `activated`, of each network.
 
     x: [B, in]; weights: [out, in] and [out] of each layer -> [B, out] of each network; stacked ones: [E, out, in] and
     [E, out] -> [E, B, out] alone. views: of these weights.
     """
     if torch.is_grad_enabled():
-        out: tuple[Tensor, ...] = _Chain.apply(form, views, x, *weights)
+        out: tuple[Tensor, ...] = _Chain.apply(views, x, *weights)
         return out
-    members, array = form.members(views.of(weights)), x.detach().numpy()
-    return form.outputs([torch.from_numpy(_forward(array, layers, form)[-1]) for layers in members])
+    array, form = x.detach().numpy(), views.form
+    return form.outputs([torch.from_numpy(_forward(array, layers, form)[-1]) for layers in views.of(weights)])
 
 
 class _Chain(torch.autograd.Function):
     """What it needs on the way back is kept in arrays, since torch takes long to keep so many tensors."""
 
     @staticmethod
-    def forward(ctx: Any, form: Form, views: Views, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, views: Views, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        members, array = form.members(views.of(weights)), x.detach().numpy()
+        form, members, array = views.form, views.of(weights), x.detach().numpy()
         hidden = [_forward(array, layers, form) for layers in members]
         outputs = form.outputs([torch.from_numpy(arrays.pop()) for arrays in hidden])
         ctx.form, ctx.inputs, ctx.members, ctx.hidden = form, (x, *weights), members, hidden
@@ -243,14 +247,15 @@ class _Chain(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @np.errstate(all="ignore")
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         form: Form = ctx.form
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[1:]
         if [tensor._version for tensor in ctx.inputs] != ctx.versions:
             raise RuntimeError("what the gradient is computed from was changed in place before backward was called")
         if torch.is_grad_enabled():  # the derivatives are to be derived again
-            return None, None, *_derivable(ctx.inputs[0], ctx.inputs[1:], form, grads, needed)
-        last = ctx.saved_tensors  # if there is an activation after the last layer, else nothing
+            return None, *_derivable(ctx.inputs[0], ctx.inputs[1:], form, grads, needed)
+        last = ctx.saved_tensors  # nothing unless `activated`, but torch refuses a second time of going back here
         if form.count is None:
             (grad,) = grads
             grads = tuple(grad.unbind()) if grad is not None else (None,) * len(ctx.members)
@@ -265,7 +270,7 @@ class _Chain(torch.autograd.Function):
             rows.append(_backward(grad.numpy(), hidden, ctx.members[e], form, (needed[0], *of_weights)))
         for_x = [row[0] for row in rows if row[0] is not None]
         found = [sum(for_x[1:], for_x[0]) if for_x else None, *form.flat([row[1:] for row in rows])]
-        return None, None, *(None if array is None else torch.from_numpy(array) for array in found)
+        return None, *(None if array is None else torch.from_numpy(array) for array in found)
 
 
 def _forward(x: Array, layers: Layers, form: Form) -> list[Array]:

@@ -72,7 +72,9 @@ class Stacked(nn.Module):
         self.layers = nn.Sequential(*(STACKED.get(type(row[0]), _shared)(row) for row in rows))
         run = Run.first_of(list(self.layers))
         self.run = run if run is not None and len(run) == len(self.layers) else None
-        self.views = {count: Views() for count in range(1, self.num_members + 1)}
+        if self.run is not None:
+            form = Form(self.run.activation, self.run.activated, None)
+            self.views = {count: Views(form) for count in range(1, self.num_members + 1)}
 
     def forward(self, inputs: Tensor, count: int | None = None) -> Tensor:
         """inputs: [B, *in] -> the outputs of the first `count` networks, all if None: [count, B, out]."""
@@ -80,7 +82,7 @@ class Stacked(nn.Module):
         if self.run is not None:
             weights = [first(weight, count) for weight in self.run.weights()]
             if worth_a_chain(x, weights, count):
-                return chains(x, weights, Form(self.run.activation, self.run.activated, None), self.views[count])[0]
+                return chains(x, weights, self.views[count])[0]
         return self.layers(x.expand(count, -1, -1))
 
 

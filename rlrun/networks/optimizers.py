@@ -11,22 +11,23 @@ from torch import Tensor
 class Moments(torch.optim.Optimizer, ABC):
     """The base of optimizers that keep moments of each weight's gradient, and move all weights of a group at once."""
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        for hook in self._optimizer_step_pre_hooks.values():
-            hook(self, (closure,), {})
+        hooked = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        step = torch.optim.Optimizer.profile_hook_step(Moments._step) if hooked else Moments._step
+        return step(self, closure)
+
+    # Or torch wraps `step` in calls of the hooks and an entry in its profile, which take longer than Adam's kernel does
+    # where networks are small.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params:
                 self.move(group, params, [p.grad for p in params])
-        for hook in self._optimizer_step_post_hooks.values():
-            hook(self, (closure,), {})
         return loss
-
-    # Or torch wraps `step` in calls of the hooks and an entry in its profile, which take longer than Adam's kernel does
-    # where networks are small.
-    step.hooked = True  # type: ignore[attr-defined]
 
     @abstractmethod
     def move(self, group: dict[str, Any], params: list[Tensor], grads: list[Any]) -> None:

@@ -27,6 +27,23 @@ def test_normalized_advantages_have_mean_0_and_deviation_1() -> None:
     assert float(advantage.std()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("number", [0.1, 1000.3, -3e25])
+@pytest.mark.parametrize("count", [1, 2, 100])
+def test_equal_advantages_are_normalized_to_nothing(number: float, count: int) -> None:
+    assert not normalized(torch.full((count,), number)).any()
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1e-3, 1e2), (1e25, 0.0), (1e-12, 0.0)])
+def test_advantages_of_any_size_are_normalized_as_by_the_formula(scale: float, offset: float) -> None:
+    torch.manual_seed(0)
+    advantage = torch.randn(6, 10) * scale + offset
+    wide = advantage.double()
+    expected = (wide - wide.mean()) / (wide.std() + 1e-8)
+    found = normalized(advantage)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected.float())
+
+
 @pytest.mark.parametrize("max_norm", [0.5, 1e3, 0.0, None])
 def test_gradients_are_clipped_as_torch_clips_them(max_norm: float | None) -> None:
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rlrun.networks import chain as module
 from rlrun.networks import linear as linear_module
-from rlrun.networks.chain import RELU, Chained, Form, Run, SideBySide, Views, chains
+from rlrun.networks.chain import RELU, Chained, Run, SideBySide, Views, chains
 from rlrun.networks.critics import Stacked
 from rlrun.networks.linear import Linear
 
@@ -107,9 +107,9 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
 def test_only_linear_layers_with_one_activation_between_them_are_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
 
-    def counted(x: Tensor, weights: Sequence[Tensor], form: Form, views: Views) -> tuple[Tensor, ...]:
+    def counted(x: Tensor, weights: Sequence[Tensor], views: Views) -> tuple[Tensor, ...]:
         lengths.append(len(weights) // 2)
-        return chains(x, weights, form, views)
+        return chains(x, weights, views)
 
     monkeypatch.setattr(module, "chains", counted)
     torch.manual_seed(0)
@@ -179,6 +179,27 @@ def test_what_is_changed_before_its_gradient_is_taken_is_noticed(changed: str, k
         {"x": x, "weight": net[0].weight, "output": out}[changed].add_(1)  # type: ignore[dict-item]
     with pytest.raises(RuntimeError, match=r"in place|inplace"):
         out.sum().backward()
+
+
+def test_weights_that_are_computed_are_computed_each_time(kind: type[nn.Module]) -> None:
+    plain, x = layers((5, 8, 2), activated=False, kind=kind), torch.randn(150, 5)
+    for net in (Chained(*plain), plain):
+        nn.utils.parametrizations.weight_norm(plain[0])
+        with torch.no_grad():
+            first = net(x)
+            plain[0].parametrizations.weight.original0.mul_(2)  # type: ignore[union-attr]
+            assert not torch.allclose(net(x), first)
+        torch.testing.assert_close(net(x), nn.Sequential(*plain)(x))
+        nn.utils.parametrize.remove_parametrizations(plain[0], "weight")
+
+
+def test_what_diverges_warns_of_nothing(kind: type[nn.Module], recwarn: pytest.WarningsRecorder) -> None:
+    net = Chained(*layers((5, 8, 2), activated=False, kind=kind))
+    with torch.no_grad():
+        net[0].weight.mul_(1e30)
+        net[2].weight.mul_(1e30)
+    net(torch.full((50, 5), 1e30)).sum().backward()
+    assert not recwarn.list
 
 
 def pair(kind: type[nn.Module], second: Sequence[int] = (5, 8, 8, 1)) -> list[nn.Sequential]:
