@@ -86,7 +86,9 @@ def total_steps(arguments: list[str]) -> int:
 
 def saved_step(folder: Path) -> int:
     """Return the step of the newest checkpoint below `folder`, -1 without one."""
-    return max((int(p.stem.removeprefix("step-")) for p in folder.rglob("checkpoints/step-*.json")), default=-1)
+    # Not by rglob, which fails where a folder goes while it looks.
+    found = folder.glob("outputs/*/*/*/*/checkpoints/step-*.json")
+    return max((int(p.stem.removeprefix("step-")) for p in found), default=-1)
 
 
 def kill_underway(dice: random.Random, low: float, high: float, arguments: list[str], folder: Path) -> int:

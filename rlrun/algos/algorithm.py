@@ -215,6 +215,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float
     optimizer.step()
 
 
+@np.errstate(all="ignore")  # what is not a number is reported where it is looked at
 def clip_gradients(weights: Iterable[Tensor], max_norm: float | None) -> None:
     """Scale the gradients down to a total norm of `max_norm`; null leaves them alone.
 
