@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 from harness import rlrun, the_run
@@ -16,7 +17,6 @@ PASS_LINES = [
     ("trpo", "cartpole", 475),  # 100k steps
     ("reinforce", "cartpole", 450),  # 200k steps
     ("actor_critic", "cartpole", 475),  # 150k steps
-    ("ppo", "pendulum", -250),  # 100k steps
     ("ppo", "mountaincar_continuous", 85),  # 20k steps
     ("sac", "pendulum", -200),  # 20k steps
     ("td3", "pendulum", -200),  # 20k steps
@@ -31,8 +31,9 @@ PASS_LINES = [
 EARLY_LINES = [("c51", 90), ("qr_dqn", 90), ("iqn", 90), ("rainbow", 150)]
 
 
-def mean_return(arguments: list[str], folder: Path) -> float:
-    done = rlrun([*arguments, "seed=0", "log.console=false"], folder, timeout=800)
+def mean_return(arguments: list[str], folder: Path, seed: int = 0) -> float:
+    folder.mkdir(exist_ok=True)
+    done = rlrun([*arguments, f"seed={seed}", "log.console=false"], folder, timeout=800)
     assert done.returncode == 0, done.stderr
     result = json.loads((the_run(folder) / "result.json").read_text())
     assert len(result["returns"]) == 100
@@ -42,6 +43,13 @@ def mean_return(arguments: list[str], folder: Path) -> float:
 @pytest.mark.parametrize(("algo", "env", "pass_line"), PASS_LINES)
 def test_learns_to_the_published_return(algo: str, env: str, pass_line: float, tmp_path: Path) -> None:
     assert mean_return([f"algo={algo}", f"env={env}"], tmp_path) >= pass_line
+
+
+def test_ppo_learns_pendulum_in_most_seeds(tmp_path: Path) -> None:
+    # About one seed in ten has not learned to swing up from everywhere after 100k steps, and which one depends on the
+    # last bits of the arithmetic.
+    returns = [mean_return(["algo=ppo", "env=pendulum"], tmp_path / str(seed), seed) for seed in range(5)]
+    assert median(returns) >= -250
 
 
 @pytest.mark.parametrize(("algo", "pass_line"), EARLY_LINES)
