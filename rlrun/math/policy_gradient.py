@@ -67,8 +67,8 @@ def clipped_loss(
     and of old V's after no more than clip_range towards V.
 
     log_prob, value: [N], or more dimensions, N > 0, to be differentiated; data: old_log_prob, advantage, target and
-    old_value of that shape, given numbers. One operation, since the twenty that it is made of take five times as long,
-    forward and back; on the CPU they are NumPy's.
+    old_value of that shape, given numbers. One operation, since torch takes longer to begin each of the twenty that it
+    is made of, and of their derivatives, than to compute it; on the CPU they are NumPy's.
     """
     given = [data[name] for name in ("old_log_prob", "advantage", "old_value", "target")]
     return ClippedLoss(*_ClippedLoss.apply(log_prob, value, given, clip_range, clip_value, value_coef))

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlrun.networks.linear import Array, StackedLinear, array_product
+from rlrun.envs.base import Array
+from rlrun.networks.linear import StackedLinear, array_product
 from rlrun.networks.trunk import Trunk
 
 FEW_ROWS = 16  # of all networks, below which a derivative written in Python costs more than it saves

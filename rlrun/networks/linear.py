@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlrun.device import processor
-
-Array = NDArray[Any]
+from rlrun.envs.base import Array
 
 # Multiplications below which calling oneDNN from Python costs more than it gains: a minibatch of 256 on 64 x 64
 # is less.

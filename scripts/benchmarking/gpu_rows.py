@@ -187,29 +187,24 @@ def ppo_rows() -> list[GpuRow]:
     ]
 
 
-def replay_rows() -> list[GpuRow]:
+def both_replays(title: str, work: Training, least: float | None = None) -> list[GpuRow]:
+    """Return the work with the replay's frames on the host alone, and on the device as well."""
+    places = (("host", ()), ("device", (HELD,)))
     return [
-        SpeedRow(
-            name=f"{algo.upper() if algo == 'dqn' else 'Rainbow'} Breakout, replay on the {where}",
-            work=training("dqn_breakout", algo, DQN_BREAKOUT),
-            extra=extra,
-        )
-        for algo in ("dqn", "rainbow")
-        for where, extra in (("host", ()), ("device", (HELD,)))
+        SpeedRow(name=f"{title}, replay on the {where}", work=work, extra=extra, least=least) for where, extra in places
     ]
+
+
+def replay_rows() -> list[GpuRow]:
+    named = (("DQN", "dqn"), ("Rainbow", "rainbow"))
+    works = [(f"{name} Breakout", training("dqn_breakout", algo, DQN_BREAKOUT)) for name, algo in named]
+    return [row for title, work in works for row in both_replays(title, work)]
 
 
 def continuous_rows() -> list[GpuRow]:
-    return [
-        SpeedRow(
-            name=f"{algo.upper()} HalfCheetah, replay on the {where}",
-            work=training("sac_halfcheetah", algo, SAC_HALFCHEETAH),
-            extra=extra,
-            least=least,
-        )
-        for algo, least in (("sac", 725), ("td3", 936))
-        for where, extra in (("host", ()), ("device", (HELD,)))
-    ]
+    goals = (("sac", 725.0), ("td3", 936.0))
+    works = [(algo, training("sac_halfcheetah", algo, SAC_HALFCHEETAH), least) for algo, least in goals]
+    return [row for algo, work, least in works for row in both_replays(f"{algo.upper()} HalfCheetah", work, least)]
 
 
 TABLES: dict[str, tuple[str, Sequence[GpuRow]]] = {
