@@ -37,6 +37,7 @@ class Device:
     replay_on_device: bool  # a replay's frames lie in its memory, too: the same minibatches, gathered there
 
     def __post_init__(self) -> None:
+        self.idle_cores = 0  # that no thread of training computes on, as far as `choose_threads` knows
         if self.kind == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch finds no CUDA device here; use device=cpu or device=auto")
         if self.threads is not None and self.threads < 1:
@@ -73,7 +74,9 @@ class Device:
         share = os.environ.get(CORES)  # in a sweep that runs several at once
         all_cores = int(share) if share else len(os.sched_getaffinity(0))
         several = max(1, all_cores // at_once)
-        torch.set_num_threads(self.threads or (several if num_weights >= WORTH_SEVERAL_THREADS else 1))
+        num_threads = self.threads or (several if num_weights >= WORTH_SEVERAL_THREADS else 1)
+        torch.set_num_threads(num_threads)
+        self.idle_cores = 0 if self.threads or self.kind != "cpu" else several - num_threads
 
     @property
     def torch(self) -> torch.device:
@@ -114,7 +117,7 @@ class Device:
             "threads": torch.get_num_threads(),
             "processor": processor(),
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-            "numpy_blas": ", ".join(f"{blas.internal_api} {blas.architecture}" for blas in _numpys_blas()),
+            "numpy_blas": numpys_blas(),
         }
         if self.kind == "cuda":
             facts["gpu"] = torch.cuda.get_device_name()
@@ -128,6 +131,11 @@ def processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def numpys_blas() -> str:
+    """Return what multiplies matrices for NumPy, and by the kernels of which processor."""
+    return ", ".join(f"{blas.internal_api} {blas.architecture}" for blas in _numpys_blas())
 
 
 @cache

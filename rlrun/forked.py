@@ -73,9 +73,17 @@ class Workers(Generic[Order, Report]):
 
         Raises RunFailed if one of them has failed or died; then they can only be closed.
         """
-        waiting: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
+        self.start(order)
+        return self.finish()
+
+    def start(self, order: Order) -> None:
+        """Give all workers an order, which `finish` waits for."""
         for worker in self._workers:
             worker.send(order)
+
+    def finish(self) -> list[Report]:
+        """Return the reports of what was started, as `run` does."""
+        waiting: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
         reports: list[Report] = []
         while waiting:
             reports += [waiting.pop(connection).receive() for connection in wait(list(waiting))]

@@ -206,13 +206,19 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float
 
     The loss is the mean over this process's share of the minibatch; the step is that of the whole.
     """
+    weights = derive(loss, optimizer)
+    world.average_gradients(weights)
+    clip_gradients(weights, max_grad_norm)
+    optimizer.step()
+
+
+def derive(loss: Tensor, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Give the optimizer's weights, which are all that the loss is to be derived by, its gradient; return them."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for weight in weights:
         weight.grad = None
     loss.backward()
-    world.average_gradients(weights)
-    clip_gradients(weights, max_grad_norm)
-    optimizer.step()
+    return weights
 
 
 @np.errstate(all="ignore")  # what is not a number is reported where it is looked at

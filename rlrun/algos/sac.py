@@ -4,8 +4,9 @@
     for each step:
         act by pi, store the step in the replay D, draw a minibatch from D
         y = r + gamma V_target(s')
-        step down the gradient of  sum_i (Q_i(s, a) - y)^2             (5)
-        step up the gradient of    V(s), by the policy's weights       (9)
+        at the same time:
+            step down the gradient of  sum_i (Q_i(s, a) - y)^2         (5)
+            step up the gradient of    V(s), by the policy's weights   (9)
         alpha grows where pi is less random than wanted                (18)
         Q_target = tau Q + (1 - tau) Q_target
 
@@ -23,7 +24,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlrun.algos.algorithm import Metrics, check_range, descend
+from rlrun.algos.algorithm import Algorithm, Metrics, check_range, derive
+from rlrun.algos.aside import Aside
 from rlrun.algos.off_policy import OffPolicy
 from rlrun.data.collector import Batch, State
 from rlrun.errors import UserError
@@ -40,6 +42,7 @@ from rlrun.networks.target import frozen, make_target, polyak_update
 class SAC(OffPolicy):
     draws: ClassVar[str] = "sac"
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete", "Box")
+    transient: ClassVar[frozenset[str]] = Algorithm.transient | {"actor_gradient"}
 
     tau: float
     learning_rate: float
@@ -64,6 +67,8 @@ class SAC(OffPolicy):
         self.actor_optimizer = Adam(self.actor.parameters(), self.learning_rate, eps=1e-8)
         self.critic_optimizer = Adam(self.critics.parameters(), self.critic_learning_rate, eps=1e-8)
         self.alpha_optimizer = Adam([self.log_alpha], self.alpha_learning_rate, eps=1e-8)
+        # Both losses are taken at the same weights, where the authors' code takes the policy's at the new critics.
+        self.actor_gradient = Aside(self.actor_loss, self.actor, [self.critics, self.log_alpha], self.setup.device)
 
     def make_actor(self) -> nn.Module:
         setup, space = self.setup, self.setup.action_space
@@ -78,35 +83,41 @@ class SAC(OffPolicy):
         return DiscreteCritics(setup.make_torso, self.num_actions, num_critics=2)
 
     def update(self) -> Metrics:
-        self.batch = self.replay.sample(self.batch_size)
-        metrics = self.update_critics(self.batch) | self.update_actor(self.batch)
+        batch = self.batch = self.replay.sample(self.batch_size)
+        next_noise, noise = self.noise(), self.noise()
+        with self.actor_gradient.computed(obs=batch["obs"], noise=noise) as actor_metrics:
+            loss, metrics = self.critic_loss(batch, next_noise)
+            derive(loss, self.critic_optimizer)
+        self.critic_optimizer.step()
+        self.actor_optimizer.step()
+        if self.auto_alpha:
+            self.update_alpha(actor_metrics["train/entropy"])
         polyak_update(self.target_critics, self.critics, self.tau)
-        return metrics
+        return {**metrics, **actor_metrics, "train/ent_coef": self.log_alpha.detach().exp()}
 
-    def update_critics(self, batch: Batch) -> Metrics:
+    def critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
-            next_value, _ = self.soft_value(self.target_critics, batch["next_obs"])
+            next_value, _ = self.soft_value(self.target_critics, batch["next_obs"], noise)
             target = batch["reward"] + batch["discount"] * next_value
         q = self.q_values(batch["obs"], batch["action"])
         loss = 0.5 * (q - target).square().mean(1).sum()
-        descend(loss, self.critic_optimizer, max_grad_norm=None)
-        return {"train/loss": loss.detach(), "train/critic_loss": loss.detach(), "train/q_value": q.detach().mean()}
+        return loss, {
+            "train/loss": loss.detach(),
+            "train/critic_loss": loss.detach(),
+            "train/q_value": q.detach().mean(),
+        }
 
-    def update_actor(self, batch: Batch) -> Metrics:
-        """Step up the gradient of V(s) by the policy's weights, and let alpha follow from how random it is."""
+    def actor_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         with frozen(self.critics):
-            value, entropy = self.soft_value(self.critics, batch["obs"])
-        loss, entropy = -value.mean(), entropy.detach().mean()
-        descend(loss, self.actor_optimizer, max_grad_norm=None)
-        if self.auto_alpha:
-            self.update_alpha(entropy)
-        alpha = self.log_alpha.detach().exp()
-        return {"train/actor_loss": loss.detach(), "train/entropy": entropy, "train/ent_coef": alpha}
+            value, entropy = self.soft_value(self.critics, batch["obs"], batch["noise"])
+        loss = -value.mean()
+        return loss, {"train/actor_loss": loss, "train/entropy": entropy.mean()}
 
-    def soft_value(self, critics: nn.Module, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def soft_value(self, critics: nn.Module, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return V(s) and the policy's entropy, [M] both: exact for discrete actions, else from one that is drawn.
 
-        The draw is a function of the policy's output and of noise, so that gradients reach the policy through it.
+        What is drawn is a function of the policy's output and of noise [M, D], so that gradients reach the policy
+        through it.
         """
         with self.setup.device.autocast():
             policy = self.actor(obs)
@@ -114,9 +125,14 @@ class SAC(OffPolicy):
                 expected_q = (policy.log_probs.exp() * critics(obs).amin(0)).sum(-1)
                 entropy = policy.entropy()
             else:
-                action, log_prob = policy.sample_with_log_prob(self.white_noise(policy.mean))
+                action, log_prob = policy.sample_with_log_prob(noise)
                 expected_q, entropy = critics(obs, action).amin(0), -log_prob
         return expected_q + self.log_alpha.detach().exp() * entropy, entropy
+
+    def noise(self) -> Tensor:
+        """Draw what an action is drawn by for each step of a minibatch, [M, D]; nothing for discrete actions: D = 0."""
+        num_dims = self.actor.bounds.num_dims if isinstance(self.actor, GaussianActor) else 0
+        return self.white_noise(torch.empty(self.batch_size, num_dims, device=self.setup.device.torch))
 
     def q_values(self, obs: Tensor, action: Tensor) -> Tensor:
         """obs: [M, *obs], action: [M, *act] -> [E, M]."""
@@ -128,9 +144,7 @@ class SAC(OffPolicy):
 
     def update_alpha(self, entropy: Tensor) -> None:
         """Step down the gradient of log alpha (H - H_wanted): as (18), by log alpha, as in the authors' code."""
-        loss = self.log_alpha * (entropy - self.wanted_entropy())
-        self.alpha_optimizer.zero_grad()
-        loss.backward()
+        self.log_alpha.grad = entropy - self.wanted_entropy()
         self.alpha_optimizer.step()
 
     def wanted_entropy(self) -> float:
@@ -154,6 +168,9 @@ class SAC(OffPolicy):
     def act(self, obs: Tensor, state: State, first: Tensor) -> tuple[Tensor, State]:
         with self.setup.device.autocast():
             return self.actor(obs).mode(), state
+
+    def close(self) -> None:
+        self.actor_gradient.close()
 
     def acting_networks(self) -> dict[str, nn.Module]:
         return {"actor": self.actor}

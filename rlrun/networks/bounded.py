@@ -1,11 +1,14 @@
 """Policies that keep within the bounds of a Box. B batch, D dimensions of an action."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlrun.math.distributions import TanhGaussian
+from rlrun.networks.chain import SideBySide
 from rlrun.networks.linear import Head
 from rlrun.networks.torsos import Torso, orthogonal
 
@@ -45,30 +48,46 @@ class ActionBounds(nn.Module):
         return noisy.clamp(self.center - self.scale, self.center + self.scale)
 
 
-class GaussianActor(nn.Module):
+class BoundedActor(nn.Module):
+    """A torso with a linear head, whose outputs stand for actions within bounds."""
+
+    def __init__(self, torso: Torso, space: spaces.Box, outputs_per_dim: int) -> None:
+        super().__init__()
+        self.bounds, self.torso = ActionBounds(space), torso
+        self.head = orthogonal(Head(torso.out_features, outputs_per_dim * self.bounds.num_dims), gain=0.01)
+        # Networks of linear layers alone may be one operation: see chain.py, which says when.
+        self.as_one = SideBySide.of([[*torso, self.head]]) if isinstance(torso, Torso) else None
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        self.as_one = None
+        super().compile(*args, **kwargs)
+
+    def outputs(self, obs: Tensor) -> Tensor:
+        """obs: [B, *obs] -> [B, K D] float32."""
+        if self.as_one is not None and (outputs := self.as_one(obs)) is not None:
+            return outputs[0].float()
+        return self.head(self.torso(obs)).float()
+
+
+class GaussianActor(BoundedActor):
     """pi(a|s): a Gaussian whose mean and deviation depend on the state, squashed into the bounds."""
 
     def __init__(self, torso: Torso, space: spaces.Box, log_std_min: float, log_std_max: float) -> None:
-        super().__init__()
-        self.bounds = ActionBounds(space)
-        self.torso, self.log_std_min, self.log_std_max = torso, log_std_min, log_std_max
-        self.head = orthogonal(Head(torso.out_features, 2 * self.bounds.num_dims), gain=0.01)
+        super().__init__(torso, space, outputs_per_dim=2)
+        self.log_std_min, self.log_std_max = log_std_min, log_std_max
 
     def forward(self, obs: Tensor) -> TanhGaussian:
-        mean, log_std = self.head(self.torso(obs)).float().chunk(2, dim=-1)
+        mean, log_std = self.outputs(obs).chunk(2, dim=-1)
         log_std = log_std.clamp(self.log_std_min, self.log_std_max)
         return TanhGaussian(mean, log_std, self.bounds.center, self.bounds.scale)
 
 
-class DeterministicActor(nn.Module):
+class DeterministicActor(BoundedActor):
     """mu(s), within the bounds."""
 
     def __init__(self, torso: Torso, space: spaces.Box) -> None:
-        super().__init__()
-        self.bounds = ActionBounds(space)
-        self.torso = torso
-        self.head = orthogonal(Head(torso.out_features, self.bounds.num_dims), gain=0.01)
+        super().__init__(torso, space, outputs_per_dim=1)
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs: [B, *obs] -> [B, D] float32 in the environment's units."""
-        return self.bounds.from_unit(self.head(self.torso(obs)).float().tanh())
+        return self.bounds.from_unit(self.outputs(obs).tanh())

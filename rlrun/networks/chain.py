@@ -86,12 +86,26 @@ class Form:
         """Return the outputs of the networks as they are handed out."""
         return (torch.stack(list(members)),) if self.count is None else tuple(members)
 
-    def flat(self, members: Sequence[Sequence[Array | None]]) -> list[Array | None]:
-        """Undo `members`: of the arrays of each network, some of which may be None, make those of all."""
-        if self.count is not None:
-            return [array for part in members for array in part]
-        columns = zip(*members, strict=True)
-        return [np.stack(column) if column[0] is not None else None for column in columns]
+    def room(
+        self, members: Sequence[Layers], needed: Sequence[bool], given: Sequence[bool]
+    ) -> tuple[list[Array | None], list[list[Array | None]]]:
+        """Return arrays for the gradients by weights: as they are handed out, and those of each network.
+
+        needed: by weight, given: by network; None where one of them is false. Stacked ones are views of one array, so
+        that nothing has to be put together afterwards.
+        """
+        count = len(members)
+        shapes = [array.shape for member in members for layer in member for array in layer]
+        if self.count is None:
+            shapes, given = [(count, *shape) for shape in shapes[: len(needed)]], given[:1]
+        size = len(needed) // len(given)
+        flat = [
+            np.empty(shape, np.float32) if need and given[i // size] else None
+            for i, (shape, need) in enumerate(zip(shapes, needed, strict=True))
+        ]
+        if self.count is None:
+            return flat, [[None if array is None else array[e] for array in flat] for e in range(count)]
+        return flat, [flat[e * size : (e + 1) * size] for e in range(count)]
 
 
 class Views:
@@ -261,17 +275,16 @@ class _Chain(torch.autograd.Function):
             (grad,) = grads
             grads = tuple(grad.unbind()) if grad is not None else (None,) * len(ctx.members)
             last = last[0].unbind() if last else ()
-        rows, size = list[list[Any]](), 2 * len(ctx.members[0])
-        for e, grad in enumerate(grads):
-            if grad is None:  # of what was left out of the loss
-                rows.append([None] * (1 + size))
+        given = [grad is not None for grad in grads]  # not those of what was left out of the loss
+        flat, rooms = form.room(ctx.members, needed[1:], given)
+        for_x: Array | None = None
+        for e, (grad, room) in enumerate(zip(grads, rooms, strict=True)):
+            if grad is None:
                 continue
-            of_weights = needed[1:] if form.count is None else needed[1 + size * e : 1 + size * (e + 1)]
             hidden = [*ctx.hidden[e], last[e].detach().numpy()] if last else ctx.hidden[e]
-            rows.append(_backward(grad.numpy(), hidden, ctx.members[e], form, (needed[0], *of_weights)))
-        for_x = [row[0] for row in rows if row[0] is not None]
-        found = [sum(for_x[1:], for_x[0]) if for_x else None, *form.flat([row[1:] for row in rows])]
-        return None, *(None if array is None else torch.from_numpy(array) for array in found)
+            through = _backward(grad.numpy(), hidden, ctx.members[e], form, room, needed[0])
+            for_x = through if for_x is None else for_x + through
+        return None, *(None if array is None else torch.from_numpy(array) for array in (for_x, *flat))
 
 
 def _forward(x: Array, layers: Layers, form: Form) -> list[Array]:
@@ -285,21 +298,24 @@ def _forward(x: Array, layers: Layers, form: Form) -> list[Array]:
     return outputs
 
 
-def _backward(grad: Array, hidden: Sequence[Array], layers: Layers, form: Form, needed: Sequence[bool]) -> list[Any]:
-    """Return the gradients by x and by each weight and bias, None for those that are not `needed`.
+def _backward(
+    grad: Array, hidden: Sequence[Array], layers: Layers, form: Form, room: Sequence[Array | None], for_x: bool
+) -> Any:
+    """Write the gradients by each weight and bias where there is room for them; return that by x, None if not wanted.
 
     hidden: x and the output of each layer, without the last one's if it has no activation.
     """
-    grads: list[Array | None] = []
     for i in reversed(range(len(layers))):
         if form.activated or i < len(layers) - 1:
             grad = form.activation.backward(grad, hidden[i + 1])
-        of_weight, of_bias = needed[1 + 2 * i : 3 + 2 * i]
-        grads.append(np.dot(_ones(len(grad)), grad) if of_bias else None)
-        grads.append(array_product(grad.T, hidden[i].T) if of_weight else None)
-        if i > 0 or needed[0]:
+        of_weight, of_bias = room[2 * i : 2 * i + 2]
+        if of_bias is not None:
+            np.dot(_ones(len(grad)), grad, out=of_bias)
+        if of_weight is not None:
+            array_product(grad.T, hidden[i].T, out=of_weight)
+        if i > 0 or for_x:
             grad = array_product(grad, layers[i][0].T)
-    return [grad if needed[0] else None, *grads[::-1]]
+    return grad if for_x else None
 
 
 @lru_cache(maxsize=64)

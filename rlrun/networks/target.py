@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -22,14 +23,27 @@ def polyak_update(target: nn.Module, net: nn.Module, tau: float) -> None:
 
     Lillicrap et al. (2016), "Continuous control with deep reinforcement learning", arXiv:1509.02971, Section 3.
     """
-    torch._foreach_lerp_(list(target.parameters()), list(net.parameters()), tau)
+    torch._foreach_lerp_(_weights(target), _weights(net), tau)
 
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
     """Run the block with the network's weights as constants: gradients go through it and not into it."""
-    net.requires_grad_(False)
+    weights = _weights(net)
+    for weight in weights:
+        weight.requires_grad = False
     try:
         yield
     finally:
-        net.requires_grad_(True)
+        for weight in weights:
+            weight.requires_grad = True
+
+
+_known: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+
+
+def _weights(net: nn.Module) -> list[Tensor]:
+    """Return the network's weights, whose number and names do not change: looking for them takes longer than a step."""
+    if net not in _known:
+        _known[net] = list(net.parameters())
+    return _known[net]

@@ -5,6 +5,7 @@ import torch
 from small_off_policy import MakeAgent, first, make, run, weights
 from torch import Tensor, nn
 
+from rlrun.algos.algorithm import descend
 from rlrun.algos.sac import SAC
 from rlrun.errors import UserError
 
@@ -29,7 +30,7 @@ def shaken(net: nn.Module) -> None:
 def test_the_soft_value_of_discrete_actions_is_the_sum_over_them(make_agent: MakeAgent) -> None:
     sac = run(make_sac(make_agent, "algo.alpha=0.3", name="discrete sac"), 60)
     obs = torch.randn(20, 4)
-    value, entropy = sac.soft_value(sac.target_critics, obs)
+    value, entropy = sac.soft_value(sac.target_critics, obs, torch.empty(20, 0))
     alpha = float(sac.log_alpha.detach().exp())
     for m in range(20):
         p = sac.actor(obs[[m]]).log_probs.exp()[0].tolist()
@@ -41,10 +42,9 @@ def test_the_soft_value_of_discrete_actions_is_the_sum_over_them(make_agent: Mak
 
 def test_the_soft_value_of_continuous_actions_is_that_of_the_action_drawn(make_agent: MakeAgent) -> None:
     sac = run(make_sac(make_agent, "algo.alpha=0.3"), 60)
-    obs, state = torch.randn(20, 3), sac.generator.get_state()
-    value, entropy = sac.soft_value(sac.critics, obs)
-    sac.generator.set_state(state)
-    action, log_prob = sac.actor(obs).sample_with_log_prob(torch.randn(20, 1, generator=sac.generator))
+    obs, noise = torch.randn(20, 3), torch.randn(20, 1)
+    value, entropy = sac.soft_value(sac.critics, obs, noise)
+    action, log_prob = sac.actor(obs).sample_with_log_prob(noise)
     q = sac.critics(obs, action)
     alpha = float(sac.log_alpha.detach().exp())
     torch.testing.assert_close(value, torch.minimum(q[0], q[1]) - alpha * log_prob)
@@ -55,7 +55,7 @@ def test_drawn_soft_values_have_the_mean_that_an_integral_over_actions_gives(mak
     sac = run(make_sac(make_agent), 60)
     obs = torch.randn(1, 3)
     with torch.no_grad():
-        drawn, _ = sac.soft_value(sac.critics, obs.expand(50_000, 3))
+        drawn, _ = sac.soft_value(sac.critics, obs.expand(50_000, 3), torch.randn(50_000, 1))
         noise = torch.linspace(-6, 6, 2001).unsqueeze(-1)
         action, log_prob = sac.actor(obs.expand(2001, 3)).sample_with_log_prob(noise)
         each = sac.critics(obs.expand(2001, 3), action).amin(0) - sac.log_alpha.exp() * log_prob
@@ -85,15 +85,14 @@ def test_values_of_stored_actions_are_those_of_the_actions_taken(name: str, make
 def test_critics_learn_reward_and_discounted_soft_value_of_what_follows(name: str, make_agent: MakeAgent) -> None:
     sac = run(make_sac(make_agent, "algo.num_envs=4", "algo.train_every=4", name=name), 400)
     shaken(sac.target_critics)
-    batch, draw = sac.replay.sample(64), sac.generator.get_state()
+    batch, noise = sac.replay.sample(64), torch.randn(64, 1)
     with torch.no_grad():
-        next_value = sac.soft_value(sac.target_critics, batch["next_obs"])[0].tolist()
+        next_value = sac.soft_value(sac.target_critics, batch["next_obs"], noise)[0].tolist()
         q = sac.q_values(batch["obs"], batch["action"]).tolist()
     reward, discount = batch["reward"].tolist(), batch["discount"].tolist()
     assert (0.0 in discount) == (name == "discrete sac")  # Pendulum never terminates
     errors = [q[i][m] - reward[m] - discount[m] * next_value[m] for i in range(2) for m in range(64)]
-    sac.generator.set_state(draw)
-    loss = float(sac.update_critics(batch)["train/loss"])
+    loss = float(sac.critic_loss(batch, noise)[0].detach())
     assert loss == pytest.approx(sum(error**2 for error in errors) / 2 / 64, rel=1e-4)
 
 
@@ -101,7 +100,11 @@ def test_critics_learn_reward_and_discounted_soft_value_of_what_follows(name: st
 def test_the_critics_go_down_their_loss_and_the_targets_stay(name: str, make_agent: MakeAgent) -> None:
     sac = run(make_sac(make_agent, "algo.critic_learning_rate=0.01", name=name), 60)
     batch, target, actor = sac.replay.sample(16), weights(sac.target_critics), weights(sac.actor)
-    losses = [float(sac.update_critics(batch)["train/loss"]) for _ in range(50)]
+    losses = []
+    for _ in range(50):
+        loss, _ = sac.critic_loss(batch, sac.noise())
+        descend(loss, sac.critic_optimizer, max_grad_norm=None)
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert torch.equal(weights(sac.target_critics), target)
     assert torch.equal(weights(sac.actor), actor)
@@ -113,14 +116,31 @@ def test_the_policy_goes_up_the_soft_value_and_leaves_the_critics_alone(name: st
     shaken(sac.critics)
     batch, critics = sac.replay.sample(16), weights(sac.critics)
     gradient = [p.grad.clone() for p in sac.critics.parameters() if p.grad is not None]
-    values = []
+    values, noise = [], sac.noise()  # the same actions drawn
     for _ in range(60):
-        sac.generator.manual_seed(0)  # the same actions drawn
-        values.append(-float(sac.update_actor(batch)["train/actor_loss"]))
+        with sac.actor_gradient.computed(obs=batch["obs"], noise=noise) as metrics:
+            pass
+        sac.actor_optimizer.step()
+        values.append(-float(metrics["train/actor_loss"]))
     assert values[-1] > values[0] + 0.01
     assert torch.equal(weights(sac.critics), critics)
     now = [p.grad for p in sac.critics.parameters()]
     assert all(g is not None and torch.equal(g, h) for g, h in zip(now, gradient, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sac", "discrete sac"])
+def test_both_losses_are_taken_at_the_weights_before_the_step(name: str, make_agent: MakeAgent) -> None:
+    sac = run(make_sac(make_agent, "algo.critic_learning_rate=0.1", "algo.learning_rate=0.1", name=name), 60)
+    batch = {key: value.clone() for key, value in sac.replay.sample(16).items()}
+    sac.replay.sample = lambda batch_size: batch  # type: ignore[method-assign]
+    draw = sac.generator.get_state()
+    next_noise, noise = sac.noise(), sac.noise()
+    critic_loss, _ = sac.critic_loss(batch, next_noise)
+    actor_loss, _ = sac.actor_loss({"obs": batch["obs"], "noise": noise})
+    sac.generator.set_state(draw)
+    metrics = sac.update()
+    assert float(metrics["train/critic_loss"]) == float(critic_loss.detach())
+    assert float(metrics["train/actor_loss"]) == float(actor_loss.detach())
 
 
 def test_the_targets_follow_by_tau(make_agent: MakeAgent) -> None:

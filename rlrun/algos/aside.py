@@ -1,0 +1,122 @@
+"""The gradient of one loss, computed beside that of another.
+
+    at the same time:  d_1 = gradient of L_1 by theta_1 at (theta_1, theta_2)
+                       d_2 = gradient of L_2 by theta_2 at (theta_1, theta_2)
+    then:              move theta_1 by d_1 and theta_2 by d_2
+
+Where a core is idle, a second process computes d_2: not a thread, as two threads of small operations mostly wait for
+the interpreter. Elsewhere this process computes one after the other, to the same bits.
+"""
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlrun.data.collector import Batch
+from rlrun.device import Device
+from rlrun.forked import Workers
+
+Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+class Aside:
+    """A loss whose gradient by the weights of a network is computed aside.
+
+    loss: of tensors whose shapes never change -> the loss and what is worth logging, tensors of one number all. It
+    computes with `net` and with `others`, which may change between two calls, and draws nothing at random by itself.
+    """
+
+    def __init__(self, loss: Loss, net: nn.Module, others: Sequence[nn.Module | nn.Parameter], device: Device) -> None:
+        self.loss, self.device = loss, device
+        self.weights = list(net.parameters())
+        modules = [module for module in (net, *others) if isinstance(module, nn.Module)]
+        self.seen = [*(p for module in modules for p in module.parameters())]
+        self.seen += [other for other in others if isinstance(other, nn.Parameter)]
+        self.buffers = [buffer for module in modules for buffer in module.buffers()]
+        self.inputs: Batch = {}  # the memory that inputs are copied to, and with a process also that of gradients
+        self.gradients: list[Tensor] = []
+        self.alone: bool | None = None  # whether no process is to be started; not known before the first loss
+        self.process: Workers[bool, dict[str, float]] | None = None
+
+    @contextmanager
+    def computed(self, **inputs: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Compute the loss of these inputs while the block runs, which changes no weight.
+
+        When it ends, the weights have their gradients, and the metrics that it was given are filled.
+        """
+        metrics: dict[str, Tensor] = {}
+        for name, value in inputs.items():
+            if name not in self.inputs:
+                self.inputs[name] = torch.empty(value.shape, dtype=value.dtype, device=value.device)
+            self.inputs[name].copy_(value)
+        if self.alone is False and self.process is None:
+            self.process = self.start()
+        if self.process is None:
+            yield metrics
+            metrics |= self.compute() if self.alone else self.compute_watched()
+            return
+        self.process.start(True)
+        try:
+            yield metrics
+        finally:
+            (report,) = self.process.finish()
+        metrics |= {name: torch.tensor(value) for name, value in report.items()}
+        for weight, gradient in zip(self.weights, self.gradients, strict=True):
+            weight.grad = gradient
+
+    def compute(self) -> dict[str, Tensor]:
+        loss, metrics = self.loss(self.inputs)
+        found = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+        for weight, gradient in zip(self.weights, found, strict=True):
+            weight.grad = gradient
+        return {name: value.detach().float() for name, value in metrics.items()}
+
+    def compute_watched(self) -> dict[str, Tensor]:
+        """Compute here, and see whether another process could: not what leaves anything behind in this one."""
+        before = self.left_behind()
+        metrics = self.compute()
+        # Elsewhere than on Linux a process that only forks may find the system's own libraries in any state.
+        idle = self.device.idle_cores > 0 and sys.platform == "linux" and not self.device.compile
+        self.alone = not idle or self.left_behind() != before
+        return metrics
+
+    def left_behind(self) -> tuple[Any, ...]:
+        """Return what a layer could change besides weights: the state of global generators, and buffers."""
+        _, keys, place, *_ = np.random.get_state()
+        tensors = [torch.get_rng_state(), *self.buffers]
+        return random.getstate(), place, np.asarray(keys).tobytes(), *(t.cpu().numpy().tobytes() for t in tensors)
+
+    # --- The process ------------------------------------------------------------------------------------
+
+    def start(self) -> Workers[bool, dict[str, float]] | None:
+        """Fork the process, once what both see lies in memory that they share, if the system has what it takes."""
+        self.gradients = [torch.empty_like(weight) for weight in self.weights]
+        try:
+            for tensor in (*self.seen, *self.inputs.values(), *self.gradients):
+                tensor.share_memory_()
+            process: Workers[bool, dict[str, float]] = Workers(1, lambda number: self.work)
+        except (OSError, RuntimeError):
+            self.alone = True
+            return None
+        finalize(self, process.close)
+        return process
+
+    def work(self, order: bool) -> dict[str, float]:
+        """Compute in the process."""
+        metrics = self.compute()
+        for gradient, weight in zip(self.gradients, self.weights, strict=True):
+            assert weight.grad is not None
+            gradient.copy_(weight.grad)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
