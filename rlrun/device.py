@@ -37,7 +37,8 @@ class Device:
     replay_on_device: bool  # a replay's frames lie in its memory, too: the same minibatches, gathered there
 
     def __post_init__(self) -> None:
-        self.idle_cores = 0  # that no thread of training computes on, as far as `choose_threads` knows
+        self.spare_threads = 0  # besides torch's, for what is computed meanwhile; `choose_threads` sets both
+        self.idle_cores = 0  # that no thread computes on, if it is this device's to choose
         if self.kind == "cuda" and not torch.cuda.is_available():
             raise UserError("device=cuda, but torch finds no CUDA device here; use device=cpu or device=auto")
         if self.threads is not None and self.threads < 1:
@@ -69,14 +70,14 @@ class Device:
     def choose_threads(self, num_weights: int, at_once: int = 1) -> None:
         """Set the number of CPU threads for training networks of this size in all.
 
-        `at_once`: so many computations run at the same time, and each gets its part of the cores.
+        `at_once`: so many computations run at the same time, and each gets its part of them.
         """
         share = os.environ.get(CORES)  # in a sweep that runs several at once
         all_cores = int(share) if share else len(os.sched_getaffinity(0))
-        several = max(1, all_cores // at_once)
-        num_threads = self.threads or (several if num_weights >= WORTH_SEVERAL_THREADS else 1)
-        torch.set_num_threads(num_threads)
-        self.idle_cores = 0 if self.threads or self.kind != "cpu" else several - num_threads
+        num_threads = self.threads or (all_cores if num_weights >= WORTH_SEVERAL_THREADS else 1)
+        torch.set_num_threads(max(1, num_threads // at_once))
+        self.spare_threads = num_threads - torch.get_num_threads() if self.kind == "cpu" else 0
+        self.idle_cores = 0 if self.threads or self.kind != "cpu" else max(0, all_cores - num_threads)
 
     @property
     def torch(self) -> torch.device:
@@ -91,10 +92,14 @@ class Device:
             module.compile()
         return module
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context for forward passes."""
+    def autocast(self, keep_casts: bool = True) -> AbstractContextManager[Any]:
+        """Return the context for forward passes.
+
+        keep_casts: cast each weight once. All threads look for them in one place, and where one has cast a weight
+        without recording gradients, another must not take that for its own.
+        """
         if self.precision == "bf16":
-            return torch.autocast(self.kind, torch.bfloat16)
+            return torch.autocast(self.kind, torch.bfloat16, cache_enabled=keep_casts)
         return nullcontext()
 
     @contextmanager

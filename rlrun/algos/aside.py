@@ -8,17 +8,15 @@ Where a core is idle, a second process computes d_2: not a thread, as two thread
 the interpreter. Elsewhere this process computes one after the other, to the same bits.
 """
 
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 from weakref import finalize
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlrun.algos.meanwhile import traces
 from rlrun.data.collector import Batch
 from rlrun.device import Device
 from rlrun.forked import Workers
@@ -36,10 +34,9 @@ class Aside:
     def __init__(self, loss: Loss, net: nn.Module, others: Sequence[nn.Module | nn.Parameter], device: Device) -> None:
         self.loss, self.device = loss, device
         self.weights = list(net.parameters())
-        modules = [module for module in (net, *others) if isinstance(module, nn.Module)]
-        self.seen = [*(p for module in modules for p in module.parameters())]
+        self.modules = [module for module in (net, *others) if isinstance(module, nn.Module)]
+        self.seen = [weight for module in self.modules for weight in module.parameters()]
         self.seen += [other for other in others if isinstance(other, nn.Parameter)]
-        self.buffers = [buffer for module in modules for buffer in module.buffers()]
         self.inputs: Batch = {}  # the memory that inputs are copied to, and with a process also that of gradients
         self.gradients: list[Tensor] = []
         self.alone: bool | None = None  # whether no process is to be started; not known before the first loss
@@ -79,19 +76,13 @@ class Aside:
         return {name: value.detach().float() for name, value in metrics.items()}
 
     def compute_watched(self) -> dict[str, Tensor]:
-        """Compute here, and see whether another process could: not what leaves anything behind in this one."""
-        before = self.left_behind()
+        """Compute here, and see whether another process could."""
+        before = traces(self.modules)
         metrics = self.compute()
         # Elsewhere than on Linux a process that only forks may find the system's own libraries in any state.
         idle = self.device.idle_cores > 0 and sys.platform == "linux" and not self.device.compile
-        self.alone = not idle or self.left_behind() != before
+        self.alone = not idle or traces(self.modules) != before
         return metrics
-
-    def left_behind(self) -> tuple[Any, ...]:
-        """Return what a layer could change besides weights: the state of global generators, and buffers."""
-        _, keys, place, *_ = np.random.get_state()
-        tensors = [torch.get_rng_state(), *self.buffers]
-        return random.getstate(), place, np.asarray(keys).tobytes(), *(t.cpu().numpy().tobytes() for t in tensors)
 
     # --- The process ------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Algorithm 1. With all switches of `DQN` on it is Rainbow: Hessel et al. (2018), 
 Improvements in Deep Reinforcement Learning", arXiv:1710.02298 (conf/algo/rainbow.yaml).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,15 +48,20 @@ class C51(DQN):
         """probabilities: [..., Z] -> their mean [...]."""
         return probabilities @ torch.linspace(self.v_min, self.v_max, self.num_atoms, device=probabilities.device)
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """Return the distributions that those of (s, a) shall become, [M, Z]."""
+        next_p = self.target_net(batch["next_obs"]).softmax(-1)
+        next_action = self.greedy(batch["next_obs"], self.mean(next_p))
+        rows = torch.arange(len(next_p), device=next_p.device)
+        return categorical_projection(
+            next_p[rows, next_action], batch["reward"], batch["discount"], self.v_min, self.v_max
+        )
+
+    def losses(self, batch: Batch, targets: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         log_p = self.net(batch["obs"]).log_softmax(-1)  # [M, A, Z]
-        rows = torch.arange(len(log_p), device=log_p.device)
+        rows, target = torch.arange(len(log_p), device=log_p.device), targets()
         with torch.no_grad():
-            next_p = self.target_net(batch["next_obs"]).softmax(-1)
-            next_action = self.greedy(batch["next_obs"], self.mean(next_p))
-            target = categorical_projection(
-                next_p[rows, next_action], batch["reward"], batch["discount"], self.v_min, self.v_max
-            )
             q = self.mean(log_p.exp())
         cross_entropy = -(target * log_p[rows, batch["action"]]).sum(-1)
         surprise = cross_entropy - torch.special.entr(target).sum(-1)  # the KL divergence: Hessel et al., Section 3

@@ -1,14 +1,16 @@
 """Deep Q-network: Q-learning with a neural network, experience replay and a target network.
 
     for t = 1, 2, ...:
-        act epsilon-greedily on Q, store the step in the replay D
-        draw a minibatch of steps from D
-        y = r + gamma max_a' Q_target(s', a')
-        step down the gradient of (y - Q(s, a))^2
+        draw a minibatch of steps from the replay D
+        at the same time:
+            act epsilon-greedily on Q
+            y = r + gamma max_a' Q_target(s', a'),  d = gradient of (y - Q(s, a))^2
+        move Q by d, store the step in D
         every C steps: Q_target = Q
 
-Mnih et al. (2015), "Human-level control through deep reinforcement learning", Algorithm 1. Switches, which
-combine freely, add what came after it:
+Mnih et al. (2015), "Human-level control through deep reinforcement learning", Algorithm 1, but for the order: there
+the minibatch is drawn after the step is stored. Acting and the gradient see the same weights either way, and so one
+need not wait for the other. Switches, which combine freely, add what came after it:
 
 - double: the action is chosen by Q, and valued by Q_target (van Hasselt et al. 2016, arXiv:1509.06461)
 - dueling: separate streams for value and advantages (Wang et al. 2016, arXiv:1511.06581)
@@ -20,13 +22,15 @@ C51, QR-DQN and IQN extend this class by what they predict; Rainbow is C51 with 
 A actions, Z numbers for each action (here 1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rlrun.algos.algorithm import Metrics, check_range, descend, set_learning_rate
+from rlrun.algos.algorithm import Algorithm, Metrics, check_range, clip_gradients, derive, set_learning_rate
+from rlrun.algos.meanwhile import Meanwhile
 from rlrun.algos.off_policy import OffPolicy
 from rlrun.data.collector import Batch, State
 from rlrun.data.prioritized import PrioritizedReplay
@@ -44,6 +48,7 @@ class DQN(OffPolicy):
     draws: ClassVar[str] = "dqn"
     action_spaces: ClassVar[tuple[str, ...]] = ("Discrete",)
     own_loss: ClassVar[str | None] = None  # what takes the place of loss_name
+    transient: ClassVar[frozenset[str]] = Algorithm.transient | {"meanwhile"}
 
     learning_rate: float
     learning_rate_end: float | None
@@ -69,6 +74,7 @@ class DQN(OffPolicy):
         self.net = self.setup.device.place(self.make_network())
         self.target_net = make_target(self.net)
         self.optimizer = self.make_optimizer()
+        self.meanwhile = Meanwhile([self.net, self.target_net], self.setup.device)
 
     def make_replay(self) -> Replay:
         return self.replay_of_returns(self.n_steps, self.priority_alpha)
@@ -90,15 +96,21 @@ class DQN(OffPolicy):
         """obs: [B, *obs] -> Q(s, .): [B, A]."""
         return net(obs).squeeze(-1)
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss and the surprise (for priorities) of each sample, [M] both, and the mean of Q."""
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """Return what Q(s, a) shall become, [M]."""
+        next_q = self.q_values(self.target_net, batch["next_obs"])
+        next_action = self.greedy(batch["next_obs"], next_q)
+        next_value = next_q.gather(1, next_action[:, None]).squeeze(1)
+        return batch["reward"] + batch["discount"] * next_value
+
+    def losses(self, batch: Batch, targets: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss and the surprise (for priorities) of each sample, [M] both, and the mean of Q.
+
+        targets: waits for what `targets` returns.
+        """
         q = self.q_values(self.net, batch["obs"])
-        chosen = q.gather(1, batch["action"][:, None]).squeeze(1)
-        with torch.no_grad():
-            next_q = self.q_values(self.target_net, batch["next_obs"])
-            next_action = self.greedy(batch["next_obs"], next_q)
-            next_value = next_q.gather(1, next_action[:, None]).squeeze(1)
-            target = batch["reward"] + batch["discount"] * next_value
+        chosen, target = q.gather(1, batch["action"][:, None]).squeeze(1), targets()
         loss = nn.functional.smooth_l1_loss if self.loss_name == "huber" else nn.functional.mse_loss
         return loss(chosen, target, reduction="none"), (target - chosen).abs(), q.mean()
 
@@ -119,23 +131,56 @@ class DQN(OffPolicy):
 
     def step(self) -> Metrics:
         before = self.steps
-        metrics = super().step()
+        metrics = self.act_and_learn() if self.ready else super().step()
         if crossed(self.target_every, before, self.steps):
             self.target_net.load_state_dict(self.net.state_dict())
         return metrics | {"rollout/exploration_rate": self.epsilon()}
 
+    def act_and_learn(self) -> Metrics:
+        """Do an iteration, of which the first gradient is computed while acting."""
+        batch = self.prepare()
+        with self.meanwhile.round():
+            targets = self.meanwhile.start(lambda: self.cast_targets(batch))
+            steps = self.meanwhile.start(self.collect)
+            try:
+                metrics = self.differentiate(batch, targets)
+            finally:
+                taken = steps()
+        self.optimizer.step()
+        self.replay.add(taken)
+        for _ in range(1, self.num_updates):
+            metrics = self.update()
+        self.updates += self.num_updates
+        return metrics | {"train/n_updates": self.updates}
+
     def update(self) -> Metrics:
         """Draw a minibatch and step down the gradient of its loss."""
+        batch = self.prepare()
+        metrics = self.differentiate(batch, lambda: self.cast_targets(batch))
+        self.optimizer.step()
+        return metrics
+
+    def prepare(self) -> Batch:
+        """Draw all that the next gradient depends on."""
         if self.learning_rate_end is not None:
             set_learning_rate(self.optimizer, linear(self.learning_rate, self.learning_rate_end, self.progress))
         self.batch = self.sample()
         self.draw_noise(self.net, self.target_net)
+        return self.batch
+
+    def cast_targets(self, batch: Batch) -> Tensor:
         with self.setup.device.autocast():
-            losses, surprise, q_value = self.losses(self.batch)
-        loss = (losses * self.batch["weight"]).mean() if "weight" in self.batch else losses.mean()
-        descend(loss, self.optimizer, self.max_grad_norm)
+            return self.targets(batch)
+
+    def differentiate(self, batch: Batch, targets: Callable[[], Tensor]) -> Metrics:
+        """Give the weights the gradient of a minibatch's loss, clipped, and the minibatch its new priorities."""
+        # Acting casts the same weights meanwhile.
+        with self.setup.device.autocast(keep_casts=self.setup.device.spare_threads == 0):
+            losses, surprise, q_value = self.losses(batch, targets)
+        loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
+        clip_gradients(derive(loss, self.optimizer), self.max_grad_norm)
         if isinstance(self.replay, PrioritizedReplay):
-            self.replay.update(self.batch["place"], surprise)
+            self.replay.update(batch["place"], surprise)
         return {"train/loss": loss.detach(), "train/q_value": q_value.detach()}
 
     def sample(self) -> Batch:
@@ -176,6 +221,17 @@ class DQN(OffPolicy):
 
     def coins(self, count: int, probability: float, generator: torch.Generator | None) -> Tensor:
         return torch.rand(count, generator=generator, device=self.setup.device.torch) < probability
+
+    @property
+    def apart(self) -> bool:
+        """Say whether acting and a gradient share neither noise nor a generator."""
+        return self.noisy_sigma is None and not self.setup.device.compile
+
+    def threads_at_once(self) -> int:
+        return 2 if self.apart else 1
+
+    def close(self) -> None:
+        self.meanwhile.close()
 
     def acting_networks(self) -> dict[str, nn.Module]:
         return {"net": self.net}

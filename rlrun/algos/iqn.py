@@ -10,6 +10,7 @@ average over K evenly spaced ones, which estimate the same mean with less noise.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,18 +65,26 @@ class IQN(DQN):
         taus = midpoints(self.num_acting_taus, obs.device).expand(len(obs), -1)
         return net(obs, taus).mean(-1)
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """Return numbers drawn from what the returns of (s, a) shall become, [M, N']."""
+        next_action = self.greedy(batch["next_obs"], self.q_values(self.target_net, batch["next_obs"]))
+        next_quantiles = self.target_net(batch["next_obs"], self.draw_taus(self.num_target_taus))
+        rows = torch.arange(len(next_action), device=next_action.device)
+        return batch["reward"][:, None] + batch["discount"][:, None] * next_quantiles[rows, next_action]
+
+    def losses(self, batch: Batch, targets: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         taus = self.draw_taus(self.num_taus)
         quantiles = self.net(batch["obs"], taus)  # [M, A, N]
-        rows = torch.arange(len(quantiles), device=quantiles.device)
-        with torch.no_grad():
-            next_action = self.greedy(batch["next_obs"], self.q_values(self.target_net, batch["next_obs"]))
-            next_quantiles = self.target_net(batch["next_obs"], self.draw_taus(self.num_target_taus))
-            target = batch["reward"][:, None] + batch["discount"][:, None] * next_quantiles[rows, next_action]
+        rows, target = torch.arange(len(quantiles), device=quantiles.device), targets()
         chosen = quantiles[rows, batch["action"]]
         loss = quantile_huber_loss(chosen, target, taus, self.kappa)
         surprise = (target.mean(-1) - chosen.mean(-1)).abs()
         return loss, surprise, quantiles.mean()
+
+    @property
+    def apart(self) -> bool:
+        return False  # its losses draw by the generator that acting draws by
 
     def draw_taus(self, count: int) -> Tensor:
         """Return [M, count] probabilities."""

@@ -53,14 +53,23 @@ class OffPolicy(Algorithm):
         """Choose actions [B, *act] as the learner does: at random while `warming_up`; otherwise as `act`."""
 
     def step(self) -> Metrics:
-        with self.setup.device.constant_weights():
-            self.replay.add(self.collector.collect(self.policy, self.train_every // self.num_envs))
+        self.replay.add(self.collect())
         metrics: Metrics = {}
-        if not self.warming_up and len(self.replay) >= self.batch_size:
+        if self.ready:
             for _ in range(self.num_updates):
                 metrics = self.update()
                 self.updates += 1
         return metrics | {"train/n_updates": self.updates}
+
+    def collect(self) -> Batch:
+        """Act until the next update is due."""
+        with self.setup.device.constant_weights():
+            return self.collector.collect(self.policy, self.train_every // self.num_envs)
+
+    @property
+    def ready(self) -> bool:
+        """Say whether there is enough to learn from."""
+        return not self.warming_up and len(self.replay) >= self.batch_size
 
     def notices(self) -> list[str]:
         total_steps = self.setup.total_steps

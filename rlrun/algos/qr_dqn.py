@@ -8,6 +8,7 @@ Dabney et al. (2018), "Distributional Reinforcement Learning with Quantile Regre
 Algorithm 1. rho is the quantile Huber loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,13 +39,17 @@ class QRDQN(DQN):
     def q_values(self, net: nn.Module, obs: Tensor) -> Tensor:
         return net(obs).mean(-1)
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Tensor:
+        """Return numbers drawn, in effect, from what the returns of (s, a) shall become, [M, Z]."""
+        next_quantiles = self.target_net(batch["next_obs"])
+        next_action = self.greedy(batch["next_obs"], next_quantiles.mean(-1))
+        rows = torch.arange(len(next_action), device=next_action.device)
+        return batch["reward"][:, None] + batch["discount"][:, None] * next_quantiles[rows, next_action]
+
+    def losses(self, batch: Batch, targets: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         quantiles = self.net(batch["obs"])  # [M, A, Z]
-        rows = torch.arange(len(quantiles), device=quantiles.device)
-        with torch.no_grad():
-            next_quantiles = self.target_net(batch["next_obs"])
-            next_action = self.greedy(batch["next_obs"], next_quantiles.mean(-1))
-            target = batch["reward"][:, None] + batch["discount"][:, None] * next_quantiles[rows, next_action]
+        rows, target = torch.arange(len(quantiles), device=quantiles.device), targets()
         chosen = quantiles[rows, batch["action"]]
         loss = quantile_huber_loss(chosen, target, midpoints(self.num_quantiles, chosen.device), self.kappa)
         surprise = (target.mean(-1) - chosen.mean(-1)).abs()

@@ -92,10 +92,10 @@ def at_once(function: Callable[[Item], Result], items: Sequence[Item]) -> list[R
     Gradients are recorded and types are cast there as they are here.
     """
     graph, cast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu")
+    dtype, keep = torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
 
     def elsewhere(item: Item) -> Result:
-        with torch.set_grad_enabled(graph), torch.autocast("cpu", dtype, enabled=cast):
+        with torch.set_grad_enabled(graph), torch.autocast("cpu", dtype, enabled=cast, cache_enabled=keep):
             return function(item)
 
     all_threads = torch.get_num_threads()

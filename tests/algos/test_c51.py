@@ -51,7 +51,7 @@ def mean(logits: list[float]) -> float:
 def test_the_loss_is_the_cross_entropy_to_the_projected_target(double: str, make_agent: MakeAgent) -> None:
     c51 = make_c51(make_agent, f"algo.double={double}", "algo.n_steps=2")
     batch = c51.sample()
-    losses, surprise, q_mean = c51.losses(batch)
+    losses, surprise, q_mean = c51.losses(batch, lambda: c51.targets(batch))
     logits, next_logits = c51.net(batch["obs"]).tolist(), c51.net(batch["next_obs"]).tolist()
     target_logits = c51.target_net(batch["next_obs"]).tolist()
     for m in range(16):

@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_a_loop_over_the_minibatch(
     dqn = with_two_different_networks(run(make_dqn(make_agent, *options), 200))
     batch = dqn.sample()
     assert (batch["discount"] == 0).any()
-    losses, surprise, q_mean = dqn.losses(batch)
+    losses, surprise, q_mean = dqn.losses(batch, lambda: dqn.targets(batch))
     q, next_q, target_q = (
         net(obs).squeeze(-1).tolist()
         for net, obs in (
@@ -75,7 +75,7 @@ def test_no_gradient_goes_into_the_target(make_agent: MakeAgent) -> None:
     assert not any(p.requires_grad for p in dqn.target_net.parameters())
     batch = dqn.sample()
     batch["obs"] = torch.zeros_like(batch["obs"])
-    dqn.losses(batch)[0].sum().backward()
+    dqn.losses(batch, lambda: dqn.targets(batch))[0].sum().backward()
     before = weights(dqn.target_net)
     dqn.optimizer.step()
     assert torch.equal(weights(dqn.target_net), before)

@@ -41,7 +41,7 @@ def test_the_loss_is_equation_3(double: str, make_agent: MakeAgent) -> None:
     iqn = make_iqn(make_agent, f"algo.double={double}", "algo.gamma=0.9")
     batch = iqn.sample()
     before = iqn.generator.get_state()
-    losses, surprise, _ = iqn.losses(batch)
+    losses, surprise, _ = iqn.losses(batch, lambda: iqn.targets(batch))
     iqn.generator.set_state(before)
     taus, target_taus = iqn.draw_taus(5), iqn.draw_taus(3)
     z = iqn.net(batch["obs"], taus).tolist()

@@ -37,7 +37,7 @@ def make_qr_dqn(make_agent: MakeAgent, *overrides: str) -> QRDQN:
 def test_the_loss_is_algorithm_1(double: str, kappa: float, make_agent: MakeAgent) -> None:
     qr = make_qr_dqn(make_agent, f"algo.double={double}", f"algo.kappa={kappa}", "algo.gamma=0.9")
     batch = qr.sample()
-    losses, surprise, _ = qr.losses(batch)
+    losses, surprise, _ = qr.losses(batch, lambda: qr.targets(batch))
     theta, next_theta = qr.net(batch["obs"]).tolist(), qr.net(batch["next_obs"]).tolist()
     target_theta = qr.target_net(batch["next_obs"]).tolist()
     for m in range(16):

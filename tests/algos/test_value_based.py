@@ -68,7 +68,7 @@ def test_a_minibatch_counts_by_its_weights(make_agent: MakeAgent) -> None:
     dqn.update()
     assert float(dqn.batch["weight"].min()) < 1
     dqn.net.load_state_dict(before)
-    losses, _, _ = dqn.losses(dqn.batch)
+    losses, _, _ = dqn.losses(dqn.batch, lambda: dqn.targets(dqn.batch))
     dqn.net.zero_grad()
     sum(w * loss / 16 for w, loss in zip(dqn.batch["weight"].tolist(), losses, strict=True)).backward()  # type: ignore[union-attr]
     expected = torch.cat([p.grad.flatten() for p in dqn.net.parameters() if p.grad is not None])
@@ -80,7 +80,7 @@ def test_priorities_become_the_errors_of_the_minibatch(make_agent: MakeAgent) ->
     dqn.update()
     replay = dqn.replay
     assert isinstance(replay, PrioritizedReplay)
-    _, surprise, _ = dqn.losses(dqn.batch)
+    _, surprise, _ = dqn.losses(dqn.batch, lambda: dqn.targets(dqn.batch))
     priority = replay.tree.get(dqn.batch["place"].numpy())
     np.testing.assert_allclose(priority, surprise.detach().numpy() ** 0.5, rtol=1e-3, atol=1e-3)
 
@@ -96,8 +96,11 @@ def test_beta_rises_to_1_at_the_end_of_the_run(make_agent: MakeAgent, monkeypatc
         return sample(batch_size, beta)
 
     monkeypatch.setattr(dqn.replay, "sample", keep)
-    run(dqn, 240)
-    progress = [min(steps / 200, 1) for steps in range(40, 241, 20)]
+    run(dqn, 260)
+    progress = [
+        0.2,
+        *(min(steps / 200, 1) for steps in range(40, 241, 20)),
+    ]  # the first minibatch is drawn after acting
     assert betas == pytest.approx([0.4 + 0.6 * p for p in progress])
 
 

@@ -1,0 +1,61 @@
+"""Computing something while the caller computes something else, to the bits of one after the other."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from rlrun.device import Device
+
+Result = TypeVar("Result")
+
+
+def traces(networks: Sequence[nn.Module]) -> tuple[Any, ...]:
+    """Return what computing with networks could change besides weights: the global generators, and buffers.
+
+    What leaves such traces cannot be done while something else is.
+    """
+    _, keys, place, *_ = np.random.get_state()
+    tensors = [torch.get_rng_state(), *(buffer for network in networks for buffer in network.buffers())]
+    return random.getstate(), place, np.asarray(keys).tobytes(), *(t.cpu().numpy().tobytes() for t in tensors)
+
+
+class Meanwhile:
+    """A thread that computes what shares nothing with the caller's computations but what neither changes.
+
+    There is one where the device has a thread to spare, and nothing in the first round left traces. Otherwise all is
+    computed here when its result is asked for.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], device: Device) -> None:
+        self.networks, self.device = networks, device
+        self.thread: ThreadPoolExecutor | None = None
+        self.alone: bool | None = None  # whether there is to be no thread; not known before the first round
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Surround what is started and what is done meanwhile; the block waits for all results."""
+        if self.alone is not None:
+            yield
+            return
+        before = traces(self.networks)
+        yield
+        self.alone = self.device.spare_threads == 0 or traces(self.networks) != before
+
+    def start(self, function: Callable[[], Result]) -> Callable[[], Result]:
+        """Compute the function after what was started before; return what waits for its result."""
+        if self.alone is not False:
+            return function
+        if self.thread is None:
+            self.thread = ThreadPoolExecutor(1, "meanwhile", initializer=torch.set_num_threads, initargs=(1,))
+        return self.thread.submit(function).result
+
+    def close(self) -> None:
+        if self.thread is not None:
+            self.thread.shutdown()
+            self.thread = None
