@@ -21,6 +21,7 @@ from rlrun.errors import RunFailed, UserError
 from rlrun.facts import FAILED, FINISHED, INTERRUPTED, PRUNED
 from rlrun.launch import Names, Prune, launch
 from rlrun.signals import Signals
+from rlrun.sweep import CORES
 from rlrun.sweep.outcomes import noting
 from rlrun.tuning.budget import planned_steps
 
@@ -93,7 +94,7 @@ class Pool:
             if job is None:
                 return
             if not idle:
-                idle.append(Worker(self.context, self.log))
+                idle.append(Worker(self.context, self.log, cores=max(1, len(os.sched_getaffinity(0)) // self.size)))
                 self.workers.append(idle[0])
             idle.pop().start(job)
 
@@ -123,9 +124,9 @@ class Pool:
 class Worker:
     """The parent's end of a worker process."""
 
-    def __init__(self, context: Any, log: Path) -> None:
+    def __init__(self, context: Any, log: Path, cores: int) -> None:
         self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, log), daemon=True)
+        self.process: SpawnProcess = context.Process(target=_work, args=(theirs, log, cores), daemon=True)
         self.process.start()
         theirs.close()
         self.job: Job | None = None
@@ -151,8 +152,9 @@ class Worker:
         return self.process.exitcode
 
 
-def _work(connection: Connection, log: Path) -> None:
+def _work(connection: Connection, log: Path, cores: int) -> None:
     """Do the jobs that come, until the parent closes the connection. The body of a worker process."""
+    os.environ.setdefault(CORES, str(cores))
     os.setsid()  # Ctrl-C goes to the parent alone, which passes it on
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with Signals(), suppress(EOFError):

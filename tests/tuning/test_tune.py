@@ -143,10 +143,13 @@ def test_another_definition_under_the_same_name_is_refused_with_the_difference(s
 
 
 @pytest.mark.slow
-def test_two_jobs_at_a_time_finish_all_trials(tmp_path: Path) -> None:
-    done = rlrun([*SMALL, "trials=4", "seeds=1", "confirm=0", "jobs=2"], tmp_path)
+def test_two_jobs_at_a_time_finish_all_trials_and_share_the_cores(tmp_path: Path) -> None:
+    large = ["network.hidden=[1000,1000]", "algo.num_epochs=1"]  # so large that alone it would take all cores
+    done = rlrun([*SMALL, *large, "trials=4", "seeds=1", "confirm=0", "jobs=2"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert [t["state"] for t in report(tmp_path)["trials"]] == ["complete"] * 4
+    threads = {run.record()["fingerprint"]["threads"] for run in find_runs(tmp_path / "searches")}
+    assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
 
 
 def test_a_configuration_that_cannot_be_built_fails_its_trial_alone(tmp_path: Path) -> None:
