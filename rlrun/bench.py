@@ -159,7 +159,7 @@ def measured(config: dict[str, Any], choices: dict[str, str], options: Options) 
 
 def described(agent: Agent) -> str:
     """Return on what is computed, in words."""
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() + agent.device.spare_threads
     return f"{agent.device.kind}, {threads} thread{'s' * (threads > 1)}, {agent.device.precision}"
 
 

@@ -116,7 +116,7 @@ def build_agent(config: dict[str, Any], folder: Path | None = None, world: World
             "that has, such as algo=dqn or algo=sac"
         )
     num_weights = sum(p.numel() for m in algorithm.networks().values() for p in m.parameters())
-    device.choose_threads(num_weights, algorithm.threads_at_once())
+    device.choose_threads(num_weights, algorithm.threads_at_once(), algorithm.threads_meanwhile())
     return Agent(algorithm=algorithm, spec=spec, device=device, seeds=seeds)
 
 

@@ -67,16 +67,17 @@ class Device:
         for library in _numpys_blas():
             library.set_num_threads(1)  # what is worth several threads is multiplied by torch
 
-    def choose_threads(self, num_weights: int, at_once: int = 1) -> None:
+    def choose_threads(self, num_weights: int, at_once: int = 1, meanwhile: int = 0) -> None:
         """Set the number of CPU threads for training networks of this size in all.
 
-        `at_once`: so many computations run at the same time, and each gets its part of them.
+        `at_once`: so many computations run at the same time, and each gets its part of them. `meanwhile`: so many
+        threads besides torch's are of use.
         """
         share = os.environ.get(CORES)  # in a sweep that runs several at once
         all_cores = int(share) if share else len(os.sched_getaffinity(0))
         num_threads = self.threads or (all_cores if num_weights >= WORTH_SEVERAL_THREADS else 1)
-        torch.set_num_threads(max(1, num_threads // at_once))
-        self.spare_threads = num_threads - torch.get_num_threads() if self.kind == "cpu" else 0
+        self.spare_threads = min(meanwhile, max(0, num_threads // at_once - 1)) if self.kind == "cpu" else 0
+        torch.set_num_threads(max(1, num_threads // at_once - self.spare_threads))
         self.idle_cores = 0 if self.threads or self.kind != "cpu" else max(0, all_cores - num_threads)
 
     @property

@@ -12,18 +12,22 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
+from mmap import mmap
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
 
 from rlrun.errors import RunFailed
 from rlrun.signals import Signals
 
 LOOK_EVERY = 0.2  # seconds between looks at whether the parent still lives
+ALIGNMENT = 64  # bytes, as torch's own memory has
 PATIENCE = 2.0  # seconds that workers have for ending by themselves
 
 Order = TypeVar("Order")
@@ -33,6 +37,23 @@ Work = Callable[[Order], Report]
 
 def can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
+
+
+def share(tensors: Sequence[Tensor]) -> None:
+    """Move tensors to memory that processes forked later share. Raises OSError if there is none.
+
+    It is not a file, as torch's `share_memory_` would take for each, so that neither the number of open files nor the
+    size of /dev/shm limits it.
+    """
+    places = [0, *accumulate(-(-tensor.untyped_storage().nbytes() // ALIGNMENT) * ALIGNMENT for tensor in tensors)]
+    memory = mmap(-1, max(places[-1], 1))
+    for tensor, place in zip(tensors, places, strict=False):
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if size > 0:
+            flat = torch.frombuffer(memory, dtype=tensor.dtype, count=size, offset=place)
+            shared = flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            shared.copy_(tensor.detach())
+            tensor.data = shared
 
 
 class SharedCounter:

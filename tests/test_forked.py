@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from harness import children, gone
+from torch import nn
 
 from rlrun.errors import RunFailed
-from rlrun.forked import SharedCounter, Workers
+from rlrun.forked import SharedCounter, Workers, share
 
 
 @contextmanager
@@ -63,6 +64,31 @@ def test_workers_that_count_together_count_every_piece_of_work_once() -> None:
             pieces.reset()
             assert sum(pool.run(200)) == 200  # type: ignore[arg-type]
             assert shared.tolist() == [repetition] * 200
+
+
+def test_what_is_shared_keeps_its_values_and_its_layout_and_changes_for_all() -> None:
+    matrix = nn.Parameter(torch.arange(6.0).view(2, 3).t())
+    image = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    part, nothing, number = torch.arange(10.0)[3:5], torch.empty(4, 0), torch.tensor(7.0)
+    tensors = [matrix, image, part, nothing, number]
+    values = [tensor.detach().clone() for tensor in tensors]
+    layouts = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad) for tensor in tensors]
+    share(tensors)
+    assert all(torch.equal(tensor, value) for tensor, value in zip(tensors, values, strict=True))
+    assert [(t.shape, t.stride(), t.dtype, t.requires_grad) for t in tensors] == layouts
+
+    def work(order: int) -> None:
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor += order
+
+    with workers(1, lambda number: work) as pool:
+        pool.run(2)
+        with torch.no_grad():
+            number += 10
+        pool.run(1)
+    assert all(torch.equal(t, v + 3) for t, v in zip(tensors[:4], values[:4], strict=True))
+    assert float(number) == 20
 
 
 def test_workers_compute_on_one_thread_and_are_deaf_to_signals_to_the_group() -> None:

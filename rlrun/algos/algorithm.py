@@ -127,6 +127,10 @@ class Algorithm(Stateful, ABC):
         """Return how many threads of its own compute at the same time; the processor's cores are shared out."""
         return 1
 
+    def threads_meanwhile(self) -> int:
+        """Return how many threads do something else while torch's compute."""
+        return 0
+
     def must_save(self) -> bool:
         """Say whether a checkpoint is due now, whatever the cadence, because a replay's slack runs out."""
         return any(replay.ring.must_save() for replay in self.setup.replays)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlrun.algos.meanwhile import traces
 from rlrun.data.collector import Batch
 from rlrun.device import Device
-from rlrun.forked import Workers
+from rlrun.forked import Workers, share
 
 Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 
@@ -28,7 +28,8 @@ class Aside:
     """A loss whose gradient by the weights of a network is computed aside.
 
     loss: of tensors whose shapes never change -> the loss and what is worth logging, tensors of one number all. It
-    computes with `net` and with `others`, which may change between two calls, and draws nothing at random by itself.
+    computes with `net` and with `others`, whose weights may change between two calls, and with nothing else that does,
+    and draws nothing at random by itself.
     """
 
     def __init__(self, loss: Loss, net: nn.Module, others: Sequence[nn.Module | nn.Parameter], device: Device) -> None:
@@ -90,10 +91,9 @@ class Aside:
         """Fork the process, once what both see lies in memory that they share, if the system has what it takes."""
         self.gradients = [torch.empty_like(weight) for weight in self.weights]
         try:
-            for tensor in (*self.seen, *self.inputs.values(), *self.gradients):
-                tensor.share_memory_()
+            share([*self.seen, *self.inputs.values(), *self.gradients])
             process: Workers[bool, dict[str, float]] = Workers(1, lambda number: self.work)
-        except (OSError, RuntimeError):
+        except OSError:
             self.alone = True
             return None
         finalize(self, process.close)

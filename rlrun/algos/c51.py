@@ -60,7 +60,8 @@ class C51(DQN):
 
     def losses(self, batch: Batch, targets: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         log_p = self.net(batch["obs"]).log_softmax(-1)  # [M, A, Z]
-        rows, target = torch.arange(len(log_p), device=log_p.device), targets()
+        rows = torch.arange(len(log_p), device=log_p.device)
+        target = targets()
         with torch.no_grad():
             q = self.mean(log_p.exp())
         cross_entropy = -(target * log_p[rows, batch["action"]]).sum(-1)

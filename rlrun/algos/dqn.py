@@ -110,7 +110,8 @@ class DQN(OffPolicy):
         targets: waits for what `targets` returns.
         """
         q = self.q_values(self.net, batch["obs"])
-        chosen, target = q.gather(1, batch["action"][:, None]).squeeze(1), targets()
+        chosen = q.gather(1, batch["action"][:, None]).squeeze(1)
+        target = targets()
         loss = nn.functional.smooth_l1_loss if self.loss_name == "huber" else nn.functional.mse_loss
         return loss(chosen, target, reduction="none"), (target - chosen).abs(), q.mean()
 
@@ -142,10 +143,8 @@ class DQN(OffPolicy):
         with self.meanwhile.round():
             targets = self.meanwhile.start(lambda: self.cast_targets(batch))
             steps = self.meanwhile.start(self.collect)
-            try:
-                metrics = self.differentiate(batch, targets)
-            finally:
-                taken = steps()
+            metrics = self.differentiate(batch, targets)
+            taken = steps()
         self.optimizer.step()
         self.replay.add(taken)
         for _ in range(1, self.num_updates):
@@ -227,8 +226,8 @@ class DQN(OffPolicy):
         """Say whether acting and a gradient share neither noise nor a generator."""
         return self.noisy_sigma is None and not self.setup.device.compile
 
-    def threads_at_once(self) -> int:
-        return 2 if self.apart else 1
+    def threads_meanwhile(self) -> int:
+        return 1 if self.apart else 0
 
     def close(self) -> None:
         self.meanwhile.close()

@@ -76,8 +76,8 @@ class IQN(DQN):
     def losses(self, batch: Batch, targets: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         taus = self.draw_taus(self.num_taus)
         quantiles = self.net(batch["obs"], taus)  # [M, A, N]
-        rows, target = torch.arange(len(quantiles), device=quantiles.device), targets()
-        chosen = quantiles[rows, batch["action"]]
+        chosen = quantiles[torch.arange(len(quantiles), device=quantiles.device), batch["action"]]
+        target = targets()
         loss = quantile_huber_loss(chosen, target, taus, self.kappa)
         surprise = (target.mean(-1) - chosen.mean(-1)).abs()
         return loss, surprise, quantiles.mean()

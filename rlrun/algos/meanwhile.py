@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -13,6 +13,11 @@ from torch import nn
 from rlrun.device import Device
 
 Result = TypeVar("Result")
+
+ELSEWHERE = (
+    "This happened in a thread of its own, which acts while the network learns. What can be used only in the thread "
+    "that made it, as some environments can, needs device.threads=1."
+)
 
 
 def traces(networks: Sequence[nn.Module]) -> tuple[Any, ...]:
@@ -28,34 +33,57 @@ def traces(networks: Sequence[nn.Module]) -> tuple[Any, ...]:
 class Meanwhile:
     """A thread that computes what shares nothing with the caller's computations but what neither changes.
 
-    There is one where the device has a thread to spare, and nothing in the first round left traces. Otherwise all is
-    computed here when its result is asked for.
+    There is one where the device has a thread to spare, and nothing in the first round left traces. Otherwise each
+    function is called here once its result is asked for.
     """
 
     def __init__(self, networks: Sequence[nn.Module], device: Device) -> None:
         self.networks, self.device = networks, device
         self.thread: ThreadPoolExecutor | None = None
+        self.started: list[Future[Any]] = []  # in this round
         self.alone: bool | None = None  # whether there is to be no thread; not known before the first round
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """Surround what is started and what is done meanwhile; the block waits for all results."""
+        """Surround what is started and what is done meanwhile; nothing that was started goes on after the block."""
         if self.alone is not None:
-            yield
+            try:
+                yield
+            finally:
+                wait(self.started)
+                self.started.clear()
             return
         before = traces(self.networks)
         yield
         self.alone = self.device.spare_threads == 0 or traces(self.networks) != before
 
     def start(self, function: Callable[[], Result]) -> Callable[[], Result]:
-        """Compute the function after what was started before; return what waits for its result."""
+        """Have the function computed, by the thread after what was started before; return what waits for its result."""
         if self.alone is not False:
-            return function
+            return lambda: self.computed_here(function)
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, "meanwhile", initializer=torch.set_num_threads, initargs=(1,))
-        return self.thread.submit(function).result
+        self.started.append(self.thread.submit(_with_a_note, function))
+        return self.started[-1].result
+
+    def computed_here(self, function: Callable[[], Result]) -> Result:
+        """Compute with as many of torch's threads as the thread would, since the bits depend on that."""
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1 if self.device.spare_threads else num_threads)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(num_threads)
 
     def close(self) -> None:
         if self.thread is not None:
             self.thread.shutdown()
             self.thread = None
+
+
+def _with_a_note(function: Callable[[], Result]) -> Result:
+    try:
+        return function()
+    except Exception as error:
+        error.add_note(ELSEWHERE)
+        raise

@@ -49,8 +49,8 @@ class QRDQN(DQN):
 
     def losses(self, batch: Batch, targets: Callable[[], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         quantiles = self.net(batch["obs"])  # [M, A, Z]
-        rows, target = torch.arange(len(quantiles), device=quantiles.device), targets()
-        chosen = quantiles[rows, batch["action"]]
+        chosen = quantiles[torch.arange(len(quantiles), device=quantiles.device), batch["action"]]
+        target = targets()
         loss = quantile_huber_loss(chosen, target, midpoints(self.num_quantiles, chosen.device), self.kappa)
         surprise = (target.mean(-1) - chosen.mean(-1)).abs()
         return loss, surprise, quantiles.mean()

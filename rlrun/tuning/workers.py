@@ -56,6 +56,8 @@ class Pool:
     def __init__(self, size: int, signals: Signals, log: Path) -> None:
         self.size, self.signals, self.log = size, signals, log
         self.context = multiprocessing.get_context("spawn")
+        all_cores = int(os.environ.get(CORES, len(os.sched_getaffinity(0))))
+        self.cores = max(1, all_cores // size)  # of each worker
         self.told_to_stop = False
         self.workers: list[Worker] = []
 
@@ -94,7 +96,7 @@ class Pool:
             if job is None:
                 return
             if not idle:
-                idle.append(Worker(self.context, self.log, cores=max(1, len(os.sched_getaffinity(0)) // self.size)))
+                idle.append(Worker(self.context, self.log, self.cores))
                 self.workers.append(idle[0])
             idle.pop().start(job)
 
@@ -154,7 +156,7 @@ class Worker:
 
 def _work(connection: Connection, log: Path, cores: int) -> None:
     """Do the jobs that come, until the parent closes the connection. The body of a worker process."""
-    os.environ.setdefault(CORES, str(cores))
+    os.environ[CORES] = str(cores)
     os.setsid()  # Ctrl-C goes to the parent alone, which passes it on
     threading.Thread(target=_die_with_parent, daemon=True).start()
     with Signals(), suppress(EOFError):

@@ -125,12 +125,12 @@ def test_a_loss_that_leaves_something_behind_is_computed_here(leave: str) -> Non
 
 
 def test_where_memory_cannot_be_shared_everything_is_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(tensor: Tensor) -> Tensor:
-        raise RuntimeError("unable to allocate shared memory")
+    def refuse(tensors: list[Tensor]) -> None:
+        raise OSError("Cannot allocate memory")
 
     net, other = Scaled(), nn.Parameter(torch.tensor(1.0))
     aside = Aside(squares(net, other), net, [other], make_device())
-    monkeypatch.setattr(Tensor, "share_memory_", refuse)
+    monkeypatch.setattr("rlrun.algos.aside.share", refuse)
     for _ in range(3):
         assert by_hand(aside, net, other, torch.tensor([1.0, 3.0])) == os.getpid() % 1000
 
@@ -168,6 +168,18 @@ def test_the_process_ends_with_what_it_computes_for() -> None:
     del aside
     gc.collect()
     assert gone(pids, within=5)
+
+
+def test_a_process_takes_no_more_files_than_its_pipe() -> None:
+    net, other = Scaled(), nn.Parameter(torch.tensor(1.0))
+    aside = Aside(squares(net, other), net, [other], make_device())
+    by_hand(aside, net, other, torch.tensor([1.0, 3.0]))
+    before = len(os.listdir("/proc/self/fd"))
+    by_hand(aside, net, other, torch.tensor([1.0, 3.0]))
+    assert aside.process is not None
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    aside.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # --- Soft actor-critic's ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Acting while a gradient is computed: the same bits as one after the other."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,40 @@ def test_otherwise_everything_is_computed_here(why: str) -> None:
             assert meanwhile.start(compute)() == "MainThread"
 
 
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_everything_is_computed_with_one_of_torchs_threads_from_the_first_round_on(num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    try:
+        meanwhile = Meanwhile([], a_device(1))
+        for _ in range(3):
+            with meanwhile.round():
+                count = meanwhile.start(torch.get_num_threads)
+                assert count() == 1
+                assert torch.get_num_threads() == num_threads
+        meanwhile.close()
+        alone = Meanwhile([], a_device(0))
+        with alone.round():
+            assert alone.start(torch.get_num_threads)() == num_threads
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_nothing_goes_on_after_a_round_that_raised() -> None:
+    meanwhile, done = Meanwhile([], a_device(1)), []
+    with meanwhile.round():
+        pass
+
+    def fail_beside_something_long() -> None:
+        with meanwhile.round():
+            meanwhile.start(lambda: time.sleep(0.2) or done.append(1))  # type: ignore[func-returns-value]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_beside_something_long()
+    assert done == [1]
+    meanwhile.close()
+
+
 def test_what_the_thread_raises_is_raised_where_its_result_is_asked_for() -> None:
     def fail() -> None:
         raise FileNotFoundError("the map of level 3")
@@ -71,8 +106,9 @@ def test_what_the_thread_raises_is_raised_where_its_result_is_asked_for() -> Non
     meanwhile = Meanwhile([], a_device(1))
     with meanwhile.round():
         pass
-    with pytest.raises(FileNotFoundError, match="level 3"), meanwhile.round():
+    with pytest.raises(FileNotFoundError, match="level 3") as raised, meanwhile.round():
         meanwhile.start(fail)()
+    assert "device.threads=1" in raised.value.__notes__[0]
     with meanwhile.round():
         assert meanwhile.start(thread_name)() == "meanwhile_0"
     meanwhile.close()
@@ -106,7 +142,7 @@ def test_who_acts_changes_no_bit(options: tuple[str, ...], make_agent: MakeAgent
     for spare_threads in (0, 1):
         dqn = make_dqn(make_agent, *options[1:], "algo.epsilon_end=0.3", algo=options[0].partition("=")[2])
         # As `choose_threads` would for a larger network.
-        dqn.setup.device.spare_threads = spare_threads * (dqn.threads_at_once() - 1)
+        dqn.setup.device.spare_threads = spare_threads * dqn.threads_meanwhile()
         outcomes.append(outcome(dqn, 60))
         assert (dqn.meanwhile.thread is not None) == (spare_threads and options[0] not in ("algo=iqn", "algo=rainbow"))
         dqn.close()
@@ -152,12 +188,12 @@ def test_the_minibatch_is_drawn_before_and_the_weights_move_after_acting(make_ag
     assert not torch.equal(second, third)
 
 
-def test_cores_are_shared_out_where_acting_and_learning_have_nothing_in_common(make_agent: MakeAgent) -> None:
-    def at_once(algo: str, *options: str) -> int:
-        return make_dqn(make_agent, *options, algo=algo).threads_at_once()
+def test_a_thread_is_of_use_where_acting_and_learning_have_nothing_in_common(make_agent: MakeAgent) -> None:
+    def meanwhile(algo: str, *options: str) -> int:
+        return make_dqn(make_agent, *options, algo=algo).threads_meanwhile()
 
-    assert [at_once(algo) for algo in ("dqn", "c51", "qr_dqn")] == [2, 2, 2]
-    assert at_once("iqn") == at_once("dqn", "algo.noisy_sigma=0.5") == at_once("dqn", "device.compile=true") == 1
+    assert [meanwhile(algo) for algo in ("dqn", "c51", "qr_dqn")] == [1, 1, 1]
+    assert meanwhile("iqn") == meanwhile("dqn", "algo.noisy_sigma=0.5") == meanwhile("dqn", "device.compile=true") == 0
 
 
 def test_a_killed_run_with_a_thread_goes_on_like_an_undisturbed_one_without(
