@@ -99,6 +99,27 @@ def test_several_computations_at_once_share_the_cores(monkeypatch: pytest.Monkey
         assert torch.get_num_threads() == threads
 
 
+def test_what_is_done_meanwhile_takes_one_of_the_threads_if_there_are_two() -> None:
+    for given, at_once, torchs, spare in ((1, 1, 1, 0), (2, 1, 1, 1), (4, 1, 3, 1), (1, 2, 1, 0), (4, 2, 1, 1)):
+        made = device(threads=given)
+        made.choose_threads(10, at_once, meanwhile=1)
+        assert (torch.get_num_threads(), made.spare_threads) == (torchs, spare)
+        made.choose_threads(10, at_once)
+        assert made.spare_threads == 0
+
+
+def test_a_core_is_idle_where_the_device_may_choose_and_the_network_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    for given, size, idle in ((None, 10, 2), (1, 10, 0), (None, WORTH_SEVERAL_THREADS, 0)):
+        made = device(threads=given)
+        made.choose_threads(size)
+        assert made.idle_cores == idle
+    monkeypatch.setenv("RLRUN_CORES", "1")
+    made = device(threads=None)
+    made.choose_threads(10)
+    assert made.idle_cores == 0
+
+
 def test_a_given_number_of_threads_is_taken_whatever_the_networks_size() -> None:
     for size in (10, 10 * WORTH_SEVERAL_THREADS):
         device(threads=2).choose_threads(size)
