@@ -20,7 +20,6 @@ from rich.table import Table
 from rlrun import record
 from rlrun.algos.algorithm import Algorithm
 from rlrun.build import Agent, build_agent
-from rlrun.data.collector import Collector
 from rlrun.device import processor
 from rlrun.envs.base import Array
 from rlrun.envs.replayed import ReplayedEnvs
@@ -193,14 +192,13 @@ def random_actions(space: spaces.Space, num_envs: int) -> Array:
 
 def acting(algorithm: Algorithm) -> Iteration | None:
     """Return an iteration that collects without learning; None if the algorithm cannot be asked to."""
-    collector, policy = getattr(algorithm, "collector", None), getattr(algorithm, "policy", None)
-    num_steps = getattr(algorithm, "num_steps", None)
-    if not isinstance(collector, Collector) or policy is None or num_steps is None:
+    collect = getattr(algorithm, "collect", None)
+    if collect is None:
         return None
 
     def iterate() -> int:
         before = algorithm.steps
-        collector.collect(policy, num_steps)
+        collect()
         return algorithm.steps - before
 
     return iterate

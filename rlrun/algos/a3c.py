@@ -59,9 +59,10 @@ class Worker(Stateful):
             torch._foreach_copy_(list(self.net.parameters()), list(net.parameters()))
         self.copied_at = num_updates
 
-    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
-        with self.device.autocast():
-            return self.net.step(obs, state, first, self.generator)
+    def collect(self, num_steps: int) -> Batch:
+        """Run theta' for so many steps; return what a collector does."""
+        policy = self.net.player(num_steps, self.collector.num_envs, self.generator, self.device)
+        return self.collector.collect(policy, num_steps)
 
 
 @dataclass
@@ -133,7 +134,7 @@ class A3C(Algorithm):
 
     def update(self, worker: Worker) -> Metrics:
         """Let a worker finish a rollout and move theta by its gradient."""
-        batch = self.batch = worker.collector.collect(worker.policy, self.num_steps)
+        batch = self.batch = worker.collect(self.num_steps)
         loss, metrics = self.loss(worker, batch)
         worker.net.zero_grad()
         loss.backward()

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from rlrun.algos.on_policy import OnPolicy
-from rlrun.data.collector import Batch, State
+from rlrun.data.collector import Batch
 from rlrun.networks.target import make_target
 from rlrun.stateful import Stateful
 
@@ -60,11 +59,7 @@ class Ahead(Stateful):
 
     def collect(self) -> Batch:
         self.algorithm.collector.keep_rollout()
-        return self.algorithm.played(self.net, self.policy)
-
-    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
-        with self.algorithm.setup.device.autocast():
-            return self.net.step(obs, state, first, self.generator)
+        return self.algorithm.judged(self.net, self.algorithm.collected(self.net, self.generator))
 
     @torch.no_grad()
     def copy_net(self) -> None:

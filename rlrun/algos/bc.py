@@ -79,7 +79,7 @@ class BC(Algorithm):
         learning_rate = linear(self.learning_rate, self.learning_rate_end, self.progress)
         set_learning_rate(self.optimizer, learning_rate)
 
-        self.batch = self.collector.collect(self.policy, self.num_steps)
+        self.batch = self.collect()
         data = {name: self.batch[name].flatten(0, 1) for name in ("obs", "wanted")}  # [T B, ...]
         metrics = self.agreement(data)
         seen: list[dict[str, Tensor]] = []
@@ -90,6 +90,10 @@ class BC(Algorithm):
                 seen.append(parts)
             self.num_updates += 1
         return means(seen) | metrics | {"train/learning_rate": learning_rate, "train/n_updates": self.num_updates}
+
+    def collect(self) -> Batch:
+        """Act for T steps in B environments."""
+        return self.collector.collect(self.policy, self.num_steps)
 
     def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
         """Let the expert act, or the clone on its share of the steps; note what the expert would do in any case."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlrun.algos.algorithm import Algorithm, Metrics, check_range
-from rlrun.data.collector import Batch, Policy, State
+from rlrun.data.collector import Batch, State
 from rlrun.distributed import LONE, World
 from rlrun.math.returns import advantages
 from rlrun.networks.actor_critic import ActorCritic
@@ -56,24 +56,29 @@ class OnPolicy(Algorithm):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Make the optimizer of the networks."""
 
-    def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
-        with self.setup.device.autocast():
-            return self.net.step(obs, state, first, self.generator)
+    def collect(self) -> Batch:
+        """Run the policy for T steps in B environments; return what a collector does."""
+        return self.collected(self.net, self.generator)
 
     def rollout(self) -> Batch:
-        """Run the policy for T steps in B environments; return what `played` does."""
-        return self.played(self.net, self.policy)
+        """Run the policy for T steps in B environments; return what `judged` does."""
+        return self.judged(self.net, self.collect())
 
     @torch.no_grad()
-    def played(self, net: ActorCritic, policy: Policy) -> Batch:
-        """Run a policy, which is that of `net`, for T steps; return what a collector does, and what `net` thinks of it.
+    def collected(self, net: ActorCritic, generator: torch.Generator) -> Batch:
+        """Run the policy of a network for T steps, by draws from a generator."""
+        device = self.setup.device
+        with device.constant_weights():
+            policy = net.player(self.num_steps, self.collector.num_envs, generator, device)
+            return self.collector.collect(policy, self.num_steps)
+
+    @torch.no_grad()
+    def judged(self, net: ActorCritic, batch: Batch) -> Batch:
+        """Return a rollout and what the network that played it thinks of it.
 
         That is log_prob and value: [T, B], and V of next_obs and final_obs: last_value [B] and final_value [K].
         """
-        device = self.setup.device
-        with device.constant_weights():
-            batch = self.collector.collect(policy, self.num_steps)
-        with device.autocast():
+        with self.setup.device.autocast():
             batch = net.judged(batch)
             last_value, final_value = net.bootstrap_values(batch, self.collector.policy_state)
         return {**batch, "last_value": last_value, "final_value": final_value}

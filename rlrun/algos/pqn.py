@@ -68,7 +68,7 @@ class PQN(Algorithm):
         set_learning_rate(self.optimizer, learning_rate)
         metrics: Metrics = {"rollout/exploration_rate": self.epsilon(), "train/learning_rate": learning_rate}
 
-        self.batch = self.collector.collect(self.policy, self.num_steps)
+        self.batch = self.collect()
         data = self.learning_data(self.batch)
         losses, world = [], self.setup.world
         share = world.share_of_rows(self.batch_size)
@@ -106,6 +106,10 @@ class PQN(Algorithm):
             return torch.empty(0, device=obs.device)
         with self.setup.device.autocast():
             return self.net(obs).squeeze(-1).amax(1)
+
+    def collect(self) -> Batch:
+        """Act for T steps in B environments."""
+        return self.collector.collect(self.policy, self.num_steps)
 
     def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
         with self.setup.device.autocast():

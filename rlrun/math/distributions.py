@@ -16,6 +16,12 @@ from rlrun.seeding import drawn
 
 
 class Distribution(Protocol):
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw what, added to the distribution's parameters, makes an action of it: see `perturbed`."""
+
+    def perturbed(self, noise: Tensor) -> Tensor:
+        """Return the actions that such noise leads to."""
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor: ...
     def mode(self) -> Tensor: ...
     def log_prob(self, action: Tensor) -> Tensor: ...
@@ -30,11 +36,19 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = torch.log_softmax(logits, dim=-1)
 
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw Gumbel noise, -log E, E ~ Exp(1), [B, A].
+
+        The index of the largest log p_i + G_i is distributed as p: Gumbel (1954). It takes half the time of
+        torch.multinomial, and does not depend on p, so that it may be drawn beforehand.
+        """
+        return drawn(self.log_probs, generator, lambda empty: empty.exponential_(generator=generator)).log_().neg_()
+
+    def perturbed(self, noise: Tensor) -> Tensor:
+        return (self.log_probs + noise).argmax(dim=-1)
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        # The exponential race: the index of the smallest E_i / p_i, E_i ~ Exp(1), is distributed as p.
-        # On 8 x 4 it takes 5 us, torch.multinomial 13.
-        noise = drawn(self.log_probs, generator, lambda empty: empty.exponential_(generator=generator))
-        return (self.log_probs - noise.log_()).argmax(dim=-1)
+        return self.perturbed(self.noise(generator))
 
     def mode(self) -> Tensor:
         return self.log_probs.argmax(dim=-1)
@@ -55,8 +69,15 @@ class MultiCategorical:
     def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
         self.parts = [Categorical(part) for part in logits.split(list(sizes), dim=-1)]
 
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        return torch.cat([part.noise(generator) for part in self.parts], dim=-1)
+
+    def perturbed(self, noise: Tensor) -> Tensor:
+        noises = noise.split([part.log_probs.shape[-1] for part in self.parts], dim=-1)
+        return torch.stack([part.perturbed(own) for part, own in zip(self.parts, noises, strict=True)], dim=-1)
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return torch.stack([part.sample(generator) for part in self.parts], dim=-1)
+        return self.perturbed(self.noise(generator))
 
     def mode(self) -> Tensor:
         return torch.stack([part.mode() for part in self.parts], dim=-1)
@@ -77,9 +98,14 @@ class DiagGaussian:
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         self.mean, self.log_std = mean, log_std.expand_as(mean)
 
+    def noise(self, generator: torch.Generator | None = None) -> Tensor:
+        return drawn(self.mean, generator, lambda empty: empty.normal_(generator=generator)) * self.log_std.exp()
+
+    def perturbed(self, noise: Tensor) -> Tensor:
+        return self.mean + noise
+
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        noise = drawn(self.mean, generator, lambda empty: empty.normal_(generator=generator))
-        return self.mean + noise * self.log_std.exp()
+        return self.perturbed(self.noise(generator))
 
     def mode(self) -> Tensor:
         return self.mean

@@ -5,10 +5,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rlrun.device import Device
+from rlrun.envs.base import Array
 from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
 from rlrun.networks.chain import SideBySide
 from rlrun.networks.linear import Head
@@ -17,6 +20,7 @@ from rlrun.networks.torsos import Torso, orthogonal
 MakeTorso = Callable[[], Torso]
 Batch = dict[str, Tensor]
 Memory = Tensor | None  # of a recurrent network, see recurrent.py
+Policy = Callable[[Tensor, Memory, Tensor], tuple[Batch, Memory]]  # see data/collector.py
 
 JUDGED_AT_ONCE = 1_024  # steps; all of a rollout of images would need much memory
 
@@ -69,18 +73,49 @@ class ActorCritic(nn.Module):
             return torch.empty(0, device=obs.device)
         return self._value(self.value_torso(obs))
 
-    def act(self, obs: Tensor, generator: torch.Generator) -> Batch:
-        """Sample an action, with its log-probability and V on a shared torso, where they cost next to nothing."""
+    def act(self, obs: Tensor, noise: Tensor) -> Batch:
+        """Choose actions by noise, with their log-probability and V on a shared torso, where they cost next to nothing.
+
+        obs: [B, *obs], noise: [B, K] -> columns [B, ...].
+        """
         if self.value_torso is not self.policy_torso:
-            return {"action": self.distribution(obs).sample(generator)}
+            return {"action": self.distribution(obs).perturbed(noise)}
         policy, value = self(obs)
-        return sampled(policy, value, generator)
+        return sampled(policy, value, noise)
+
+    @torch.no_grad()
+    def player(self, num_steps: int, num_envs: int, generator: torch.Generator, device: Device) -> Policy:
+        """Return the policy as it is for so many steps of B environments, meanwhile no weight may change.
+
+        The noise that its actions are chosen by is drawn here, for all of them at once.
+        """
+        like = torch.zeros(num_envs, num_steps, self.policy_head.last.out_features, device=device.torch)
+        noise = self.policy_head.distribution(like).noise(generator).transpose(0, 1).contiguous()
+        with device.autocast():
+            alone = self.value_torso is not self.policy_torso
+            outputs = self.policy_with_head.fixed() if alone and self.policy_with_head is not None else None
+        if outputs is None:
+            steps = iter(noise)
+
+            def by_torch(obs: Tensor, memory: Memory, first: Tensor) -> tuple[Batch, Memory]:
+                with device.autocast():
+                    return self.step(obs, memory, first, next(steps))
+
+            return by_torch
+
+        head, rows = self.policy_head, iter(noise.numpy())
+
+        @np.errstate(all="ignore")  # what is not a number is reported where it is looked at
+        def by_numpy(obs: Tensor, memory: Memory, first: Tensor) -> tuple[Batch, Memory]:
+            return {"action": torch.from_numpy(head.perturbed(outputs(obs)[0], next(rows)))}, memory
+
+        return by_numpy
 
     # What follows is the same for networks with a memory and without; this one has none: its memory is None.
 
-    def step(self, obs: Tensor, memory: Memory, first: Tensor, generator: torch.Generator) -> tuple[Batch, Memory]:
+    def step(self, obs: Tensor, memory: Memory, first: Tensor, noise: Tensor) -> tuple[Batch, Memory]:
         """Return what `act` does and the memory after it; `first`: [B] bool marks new episodes."""
-        return self.act(obs, generator), memory
+        return self.act(obs, noise), memory
 
     def policy(self, obs: Tensor, memory: Memory, first: Tensor) -> tuple[Distribution, Memory]:
         """Return the action distribution and the memory after it."""
@@ -123,9 +158,9 @@ class ActorCritic(nn.Module):
         return self.value_head(features).squeeze(-1).float()
 
 
-def sampled(policy: Distribution, value: Tensor, generator: torch.Generator) -> Batch:
-    """Draw actions [B, *act]; return them with their log-probabilities and values [B]."""
-    action = policy.sample(generator)
+def sampled(policy: Distribution, value: Tensor, noise: Tensor) -> Batch:
+    """Choose actions [B, *act] by noise; return them with their log-probabilities and values [B]."""
+    action = policy.perturbed(noise)
     return {"action": action, "log_prob": policy.log_prob(action), "value": value}
 
 
@@ -144,6 +179,10 @@ class PolicyHead(nn.Module, ABC):
     def distribution(self, outputs: Tensor) -> Distribution:
         """outputs: [B, K] -> the distribution of B actions, in float32."""
 
+    @abstractmethod
+    def perturbed(self, outputs: Array, noise: Array) -> Array:
+        """Return the actions that the distribution's `perturbed` does, of arrays [B, K]."""
+
 
 class CategoricalHead(PolicyHead):
     def __init__(self, in_features: int, num_actions: int) -> None:
@@ -156,6 +195,9 @@ class CategoricalHead(PolicyHead):
 
     def distribution(self, outputs: Tensor) -> Categorical:
         return Categorical(outputs.float())
+
+    def perturbed(self, outputs: Array, noise: Array) -> Array:
+        return (outputs + noise).argmax(-1)
 
 
 class MultiCategoricalHead(PolicyHead):
@@ -170,6 +212,10 @@ class MultiCategoricalHead(PolicyHead):
 
     def distribution(self, outputs: Tensor) -> MultiCategorical:
         return MultiCategorical(outputs.float(), self.sizes)
+
+    def perturbed(self, outputs: Array, noise: Array) -> Array:
+        parts = np.split(outputs + noise, np.cumsum(self.sizes)[:-1], axis=-1)
+        return np.stack([part.argmax(-1) for part in parts], axis=-1)
 
 
 class GaussianHead(PolicyHead):
@@ -187,6 +233,9 @@ class GaussianHead(PolicyHead):
     def distribution(self, outputs: Tensor) -> DiagGaussian:
         # A copy: the distribution must stay what it was while a line search moves the weights.
         return DiagGaussian(outputs.float(), self.log_std.clone())
+
+    def perturbed(self, outputs: Array, noise: Array) -> Array:
+        return outputs + noise
 
 
 def make_policy_head(action_space: spaces.Space, in_features: int, log_std_init: float) -> PolicyHead:

@@ -224,6 +224,24 @@ class SideBySide:
             x = module(x)
         return chains(x, weights, self.views) if worth_a_chain(x, weights, len(self.runs)) else None
 
+    def fixed(self) -> Callable[[Tensor], list[Array]] | None:
+        """Return what computes the outputs with the weights as they are, as long as none changes; None if torch must.
+
+        It does not look at weights and settings each time, which takes as long as the products of a few rows.
+        """
+        weights = [weight for run in self.runs for weight in run.weights()]
+        if not all(_is_plain(weight, weight) for weight in weights):
+            return None
+        networks, form = self.views.of(weights), self.views.form
+
+        def outputs(inputs: Tensor) -> list[Array]:
+            x = inputs
+            for module in self.entry:
+                x = module(x)
+            return [_forward(x.numpy(), layers, form)[-1] for layers in networks]
+
+        return outputs
+
 
 def worth_a_chain(x: Tensor, weights: Sequence[Tensor], networks: int = 1) -> bool:
     """Say whether chains of layers take less time than the layers of each network one by one; x: [B, in]."""

@@ -106,11 +106,11 @@ class RecurrentActorCritic(ActorCritic):
             memories.append(value_after)
         return self.policy_head(features), self._value(value_features), torch.stack(memories, dim=1)
 
-    def step(self, obs: Tensor, memory: Memory, first: Tensor, generator: torch.Generator) -> tuple[Batch, Memory]:
+    def step(self, obs: Tensor, memory: Memory, first: Tensor, noise: Tensor) -> tuple[Batch, Memory]:
         """Return what `act` does, with the memory before the step, and the one after it."""
         before = self._blank(obs) if memory is None else memory
         policy, value, after = self(obs, before, first)
-        return {**sampled(policy, value, generator), "memory": before}, after
+        return {**sampled(policy, value, noise), "memory": before}, after
 
     def policy(self, obs: Tensor, memory: Memory, first: Tensor) -> tuple[Distribution, Memory]:
         """Return the action distribution and the memory after it, of the policy alone."""

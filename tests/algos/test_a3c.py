@@ -98,7 +98,7 @@ def test_an_event_moves_theta_by_the_gradient_at_the_stale_copy(
     net = worker.net
     assert not any(torch.equal(own, shared) for own, shared in zip(weights(net), theta, strict=True))
 
-    batch = worker.collector.collect(worker.policy, 6)
+    batch = worker.collect(6)
     with torch.no_grad():
         returns = n_step_returns(batch, net.value(batch["next_obs"]), net.value(batch["final_obs"]), 0.9).flatten()
     policy, value = net(batch["obs"].flatten(0, 1))

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from rlrun.device import Device
 from rlrun.networks.recurrent import RecurrentActorCritic, RecurrentMLP, RecurrentNatureCNN, RecurrentTorso
 
 OBS = spaces.Box(-1, 1, (3,), np.float32)
@@ -23,6 +24,10 @@ FIRST = {
     "one sequence": ["001001"],
     "one step": ["1", "0", "0"],
 }
+
+
+def device(precision: Literal["float32", "bf16"]) -> Device:
+    return Device(kind="cpu", threads=1, precision=precision, compile=False, deterministic=True, replay_on_device=False)
 
 
 def begins(rows: list[str]) -> Tensor:
@@ -136,11 +141,11 @@ def test_a_memory_of_nothing_is_refused_by_key() -> None:
 def test_unrolled_samples_have_the_log_probs_and_values_of_the_steps(share_torso: bool, space: Any) -> None:
     net = network(space, share_torso=share_torso)
     first = begins(["0100100", "0000000", "1000011"]).T  # [T, B]
-    obs, generator = torch.randn(*first.shape, 3), torch.Generator().manual_seed(0)
-    memory, rows = None, []
+    obs, memory, rows = torch.randn(*first.shape, 3), None, []
+    act = net.player(*first.shape, torch.Generator().manual_seed(0), device("float32"))
     with torch.no_grad():
         for t in range(len(first)):
-            row, memory = net.step(obs[t], memory, first[t], generator)
+            row, memory = act(obs[t], memory, first[t])
             rows.append(row)
     batch = {"obs": obs, "first": first, **{name: torch.stack([row[name] for row in rows]) for name in rows[0]}}
     assert batch["memory"].shape == (7, 3, 1 if share_torso else 2, 10)
@@ -168,12 +173,13 @@ def test_the_policy_alone_acts_as_it_does_beside_the_value(share_torso: bool) ->
 
 def test_autocast_leaves_the_memory_in_float32() -> None:
     net, first = network(ACTION_SPACES["Discrete"], share_torso=False), begins(["100000", "000100"]).T
-    obs, generator, memory, rows = torch.randn(6, 2, 3), torch.Generator().manual_seed(0), None, []
+    obs, memory, rows = torch.randn(6, 2, 3), None, []
+    act = net.player(6, 2, torch.Generator().manual_seed(0), device("bf16"))
+    with torch.no_grad():
+        for t in range(6):
+            row, memory = act(obs[t], memory, first[t])
+            rows.append(row)
     with torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            for t in range(6):
-                row, memory = net.step(obs[t], memory, first[t], generator)
-                rows.append(row)
         batch = {"obs": obs, "first": first, **{name: torch.stack([row[name] for row in rows]) for name in rows[0]}}
         policy, value = net.unroll(net.samples(batch, {}))
     assert memory is not None
