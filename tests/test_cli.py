@@ -218,17 +218,21 @@ def test_two_processes_on_one_run_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    # An evaluation of very many episodes stands between the first signal and the next boundary.
+    # A rollout of very many steps stands between the first signal and the next boundary.
     process = start([*SHORT, "total_steps=1e8", "algo.num_steps=5000000", "algo.batch_size=8000"], tmp_path)
-    while not list(tmp_path.rglob("metrics.jsonl")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    time.sleep(1.5)  # the first step has begun: a signal before it would end the run by itself
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
+    try:
+        while not list(tmp_path.rglob("metrics.jsonl")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        time.sleep(1.5)  # the first step has begun: a signal before it would end the run by itself
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 143
 
 

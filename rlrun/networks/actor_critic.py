@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ Memory = Tensor | None  # of a recurrent network, see recurrent.py
 Policy = Callable[[Tensor, Memory, Tensor], tuple[Batch, Memory]]  # see data/collector.py
 
 JUDGED_AT_ONCE = 1_024  # steps; all of a rollout of images would need much memory
+DRAWN_AT_ONCE = 1_024  # steps' noise: for all of a long rollout no signal would be heard until it is drawn
 
 
 class ActorCritic(nn.Module):
@@ -87,29 +88,34 @@ class ActorCritic(nn.Module):
     def player(self, num_steps: int, num_envs: int, generator: torch.Generator, device: Device) -> Policy:
         """Return the policy as it is for so many steps of B environments, meanwhile no weight may change.
 
-        The noise that its actions are chosen by is drawn here, for all of them at once.
+        The noise that its actions are chosen by does not depend on them, and is drawn for many steps at once.
         """
-        like = torch.zeros(num_envs, num_steps, self.policy_head.last.out_features, device=device.torch)
-        noise = self.policy_head.distribution(like).noise(generator).transpose(0, 1).contiguous()
+        noises = self._noises(num_steps, num_envs, generator, device)
         with device.autocast():
             alone = self.value_torso is not self.policy_torso
             outputs = self.policy_with_head.fixed() if alone and self.policy_with_head is not None else None
         if outputs is None:
-            steps = iter(noise)
 
             def by_torch(obs: Tensor, memory: Memory, first: Tensor) -> tuple[Batch, Memory]:
                 with device.autocast():
-                    return self.step(obs, memory, first, next(steps))
+                    return self.step(obs, memory, first, next(noises))
 
             return by_torch
 
-        head, rows = self.policy_head, iter(noise.numpy())
+        head, rows = self.policy_head, (noise.numpy() for noise in noises)
 
         @np.errstate(all="ignore")  # what is not a number is reported where it is looked at
         def by_numpy(obs: Tensor, memory: Memory, first: Tensor) -> tuple[Batch, Memory]:
             return {"action": torch.from_numpy(head.perturbed(outputs(obs)[0], next(rows)))}, memory
 
         return by_numpy
+
+    def _noises(self, num_steps: int, num_envs: int, generator: torch.Generator, device: Device) -> Iterator[Tensor]:
+        """Yield the noise of each step, [B, K]."""
+        for start in range(0, num_steps, DRAWN_AT_ONCE):
+            count = min(DRAWN_AT_ONCE, num_steps - start)
+            like = torch.zeros(num_envs, count, self.policy_head.last.out_features, device=device.torch)
+            yield from self.policy_head.distribution(like).noise(generator).transpose(0, 1).contiguous()
 
     # What follows is the same for networks with a memory and without; this one has none: its memory is None.
 
