@@ -123,7 +123,14 @@ def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[
     """Split data, [N, ...] each, at random into minibatches of `size` rows; the last one may be smaller."""
     order = random_order(len(next(iter(data.values()))), generator)
     for rows in order.split(size):
-        yield {name: column.index_select(0, rows) for name, column in data.items()}
+        yield {name: taken(column, rows) for name, column in data.items()}
+
+
+def taken(column: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a column, [N, ...], that lie in memory as the column does."""
+    if column.dim() == 4 and column.is_contiguous(memory_format=torch.channels_last):
+        return column.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
+    return column.index_select(0, rows)
 
 
 def means(rows: list[dict[str, Tensor]]) -> Metrics:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from rlrun.device import Device
 from rlrun.envs.base import Array
 from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
-from rlrun.networks.chain import SideBySide
+from rlrun.networks.chain import Chained, SideBySide
 from rlrun.networks.linear import Head
+from rlrun.networks.packed import Packed, worth_packing
 from rlrun.networks.torsos import Torso, orthogonal
 
 MakeTorso = Callable[[], Torso]
@@ -43,6 +44,7 @@ class ActorCritic(nn.Module):
         self.value_head = orthogonal(Head(self.value_torso.out_features, 1), gain=1.0)
         # Networks of linear layers alone may be one operation, head included: see chain.py, which says when.
         self.policy_with_head = self.side_by_side = None
+        self.packable = isinstance(self.policy_torso, Torso) and type(self.policy_torso).forward is Chained.forward
         if isinstance(self.policy_torso, Torso) and isinstance(self.value_torso, Torso):
             policy, value = [*self.policy_torso, self.policy_head.last], [*self.value_torso, self.value_head]
             self.policy_with_head = SideBySide.of([policy])
@@ -94,6 +96,8 @@ class ActorCritic(nn.Module):
         with device.autocast():
             alone = self.value_torso is not self.policy_torso
             outputs = self.policy_with_head.fixed() if alone and self.policy_with_head is not None else None
+        if outputs is None and self.packable and worth_packing([*self.policy_torso], num_steps, device):
+            return self._packed_player(Packed([*self.policy_torso], device), noises)
         if outputs is None:
 
             def by_torch(obs: Tensor, memory: Memory, first: Tensor) -> tuple[Batch, Memory]:
@@ -109,6 +113,16 @@ class ActorCritic(nn.Module):
             return {"action": torch.from_numpy(head.perturbed(outputs(obs)[0], next(rows)))}, memory
 
         return by_numpy
+
+    def _packed_player(self, features_of: Packed, noises: Iterator[Tensor]) -> Policy:
+        def by_onednn(obs: Tensor, memory: Memory, first: Tensor) -> tuple[Batch, Memory]:
+            features = features_of(obs)
+            policy = self.policy_head(features)
+            if self.value_torso is not self.policy_torso:
+                return {"action": policy.perturbed(next(noises))}, memory
+            return sampled(policy, self._value(features), next(noises)), memory
+
+        return by_onednn
 
     def _noises(self, num_steps: int, num_envs: int, generator: torch.Generator, device: Device) -> Iterator[Tensor]:
         """Yield the noise of each step, [B, K]."""
@@ -154,7 +168,10 @@ class ActorCritic(nn.Module):
 
         That are single steps here, [T B, ...], and whole sequences, [B, T, ...], where there is a memory.
         """
-        return {name: t.flatten(0, 1) for name, t in {"obs": batch["obs"], **columns}.items()}
+        steps = {name: t.flatten(0, 1) for name, t in {"obs": batch["obs"], **columns}.items()}
+        if isinstance(self.policy_torso, Torso):
+            steps["obs"] = self.policy_torso.laid_out(steps["obs"])
+        return steps
 
     def unroll(self, samples: Batch) -> tuple[Distribution, Tensor]:
         """Return the action distribution and V for each step of some of the `samples`."""
