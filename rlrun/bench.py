@@ -83,7 +83,7 @@ def split(arguments: list[str]) -> tuple[Options, list[str]]:
     own: dict[str, str] = {}
     overrides = []
     for argument in arguments:
-        key, _, value = argument.partition("=")
+        key, _, value = ("profile=true" if argument == "--profile" else argument).partition("=")
         if key in OWN_KEYS:
             own[key] = value
         else:

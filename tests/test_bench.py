@@ -53,6 +53,14 @@ def test_several_jobs_are_measured_one_after_the_other(tmp_path: Path) -> None:
     assert "a2c on cartpole" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--profile"], ["profile=true"], ["profile=True"]])
+def test_a_profile_is_asked_for_as_a_flag_or_as_a_key(arguments: list[str]) -> None:
+    options, overrides = bench.split(["algo=ppo", *arguments])
+    assert options.profile
+    assert overrides == ["algo=ppo"]
+    assert not bench.split(["algo=ppo"])[0].profile
+
+
 def test_watching_is_undone_and_counts_nested_parts_once() -> None:
     agent = build_agent(bench.composed(["algo=a2c", "env=cartpole", "algo.num_envs=2"])[0][0])
     algorithm = agent.algorithm

@@ -21,6 +21,13 @@ def test_minibatches_hold_every_row_exactly_once(size: int, lengths: list[int]) 
     assert orders[0] != orders[1]
 
 
+def test_minibatches_of_images_lie_in_memory_as_the_rollout_does() -> None:
+    images = torch.arange(6 * 4 * 3 * 2).view(6, 3, 2, 4).movedim(-1, 1)  # [6, 4, 3, 2], channels last
+    for part in minibatches({"obs": images, "row": torch.arange(6)}, 4, torch.Generator().manual_seed(0)):
+        assert part["obs"].is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(part["obs"], images[part["row"]])
+
+
 def test_normalized_advantages_have_mean_0_and_deviation_1() -> None:
     advantage = normalized(torch.tensor([1.0, 2.0, 6.0]))
     assert float(advantage.mean()) == pytest.approx(0, abs=1e-6)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from ale_py.vector_env import AtariVectorEnv
 
-from rlrun.envs.atari import Atari
+from rlrun.envs.atari import Atari, _first_core
 from rlrun.envs.base import NO_SEED, Array, Transition
 from rlrun.errors import UserError
+from rlrun.sweep import CORES
 
 Spec = Callable[..., Atari]
 NOOP, FIRE, RIGHT, LEFT = range(4)  # Breakout's actions
@@ -224,3 +225,26 @@ def test_the_protocol_and_the_rom_are_on_record(atari_spec: Spec) -> None:
     assert spec.protocol()["life_loss"] is False
     assert len(spec.versions()["rom_sha256"]) == 64
     assert spec.versions() != atari_spec("pong").versions()
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "cores", "ours", "share", "expected"),
+    [
+        (8, 2, {0, 1}, None, 0),
+        (2, 2, {0, 1}, None, 0),
+        (1, 2, {0, 1}, None, -1),  # fewer threads than cores: those of another run may be on the same
+        (8, 16, set(range(16)), None, -1),
+        (8, 4, {2, 3}, None, -1),  # told to stay on some cores
+        (8, 2, {0, 1}, "1", -1),  # runs of a sweep side by side
+        (8, 1, {0}, None, -1),
+    ],
+)
+def test_games_threads_have_cores_of_their_own_only_where_they_take_all(
+    num_envs: int, cores: int, ours: set[int], share: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: ours)
+    monkeypatch.delenv(CORES, raising=False)
+    if share is not None:
+        monkeypatch.setenv(CORES, share)
+    assert _first_core(num_envs) == expected

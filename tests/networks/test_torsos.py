@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from rlrun.networks.torsos import MLP, ImpalaCNN, NatureCNN, Residual, orthogonal
+from rlrun.networks.torsos import MLP, Flatten, ImpalaCNN, NatureCNN, Residual, orthogonal
 
 PICTURES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
@@ -61,6 +61,34 @@ def test_pictures_may_have_their_channels_last(make: Callable[[spaces.Space], An
     first = make(spaces.Box(0, 255, (3, 60, 50), np.uint8))
     picture = torch.randint(256, (2, 60, 50, 3), dtype=torch.uint8)
     assert torch.equal(last(picture), first(picture.permute(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_observations_are_laid_out_with_what_is_read_together_side_by_side(dtype: torch.dtype) -> None:
+    torso = nature(PICTURES)
+    stacks = torch.randint(256, (6, 5, 84, 84), dtype=torch.uint8).to(dtype)
+    obs = stacks[:, 1:]  # as out of a replay, with gaps between
+    laid_out = torso.laid_out(obs)
+    assert torch.equal(laid_out, obs)
+    assert laid_out.is_contiguous(memory_format=torch.channels_last)
+    assert torso.laid_out(laid_out) is laid_out
+    assert torch.equal(torso(laid_out), torso(obs))
+
+
+def test_what_is_no_image_is_left_as_it_is() -> None:
+    obs, pictures = torch.zeros(2, 3), torch.zeros(2, 60, 50, 3, dtype=torch.uint8)
+    assert MLP(spaces.Box(-1, 1, (3,), np.float32), [4], "tanh", False).laid_out(obs) is obs
+    assert nature(spaces.Box(0, 255, (60, 50, 3), np.uint8)).laid_out(pictures) is pictures
+
+
+def test_flattening_is_torchs_with_its_derivatives() -> None:
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    assert torch.equal(Flatten()(x), x.flatten(1))
+    weights = torch.randn(3, 40, dtype=torch.float64)
+    (found,) = torch.autograd.grad((Flatten()(x) * weights).sum(), x)
+    assert torch.equal(found, weights.view(3, 2, 4, 5))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.autograd.gradgradcheck(lambda x: Flatten()(x).square(), x)
 
 
 @pytest.mark.parametrize("make", [nature, impala])
