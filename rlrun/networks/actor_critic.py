@@ -44,8 +44,8 @@ class ActorCritic(nn.Module):
         self.value_head = orthogonal(Head(self.value_torso.out_features, 1), gain=1.0)
         # Networks of linear layers alone may be one operation, head included: see chain.py, which says when.
         self.policy_with_head = self.side_by_side = None
-        self.packable = isinstance(self.policy_torso, Torso) and type(self.policy_torso).forward is Chained.forward
-        if isinstance(self.policy_torso, Torso) and isinstance(self.value_torso, Torso):
+        self.packable = is_its_layers(self.policy_torso)
+        if is_its_layers(self.policy_torso) and is_its_layers(self.value_torso):
             policy, value = [*self.policy_torso, self.policy_head.last], [*self.value_torso, self.value_head]
             self.policy_with_head = SideBySide.of([policy])
             self.side_by_side = None if share_torso else SideBySide.of([policy, value])
@@ -128,8 +128,10 @@ class ActorCritic(nn.Module):
         """Yield the noise of each step, [B, K]."""
         for start in range(0, num_steps, DRAWN_AT_ONCE):
             count = min(DRAWN_AT_ONCE, num_steps - start)
-            like = torch.zeros(num_envs, count, self.policy_head.last.out_features, device=device.torch)
-            yield from self.policy_head.distribution(like).noise(generator).transpose(0, 1).contiguous()
+            with torch.no_grad():
+                like = torch.zeros(num_envs, count, self.policy_head.last.out_features, device=device.torch)
+                rows = self.policy_head.distribution(like).noise(generator).transpose(0, 1).contiguous()
+            yield from rows
 
     # What follows is the same for networks with a memory and without; this one has none: its memory is None.
 
@@ -179,6 +181,11 @@ class ActorCritic(nn.Module):
 
     def _value(self, features: Tensor) -> Tensor:
         return self.value_head(features).squeeze(-1).float()
+
+
+def is_its_layers(torso: nn.Module) -> bool:
+    """Say whether a torso does what its layers do in turn: one of somebody else's may do more."""
+    return isinstance(torso, Torso) and type(torso).forward is Chained.forward
 
 
 def sampled(policy: Distribution, value: Tensor, noise: Tensor) -> Batch:

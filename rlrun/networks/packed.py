@@ -33,6 +33,7 @@ def worth_packing(modules: Sequence[nn.Module], num_passes: int, device: Device)
         and _has_onednn(device.precision)
         and all(type(module) in (Image, Flatten, Conv2d, nn.Conv2d, Linear, nn.Linear, nn.ReLU) for module in modules)
         and all(_is_simple(convolution) for convolution in convolutions)
+        and not any(module._forward_pre_hooks or module._forward_hooks for module in modules)
     )
 
 
@@ -89,7 +90,7 @@ class Packed:
         return module
 
     def _cast(self, weight: Tensor | None) -> Tensor | None:
-        return None if weight is None else weight.detach().to(self.dtype)
+        return None if weight is None else weight.detach().to(self.dtype, copy=True)
 
 
 def _is_simple(convolution: nn.Conv2d) -> bool:

@@ -42,7 +42,7 @@ class Torso(Chained):
 
     def laid_out(self, obs: Tensor) -> Tensor:
         """Return the same observations [B, *obs], as they are seen fastest."""
-        entry = self[0]
+        entry = next(iter(self), None)
         return entry.laid_out(obs) if isinstance(entry, Image) else obs
 
     def split(self) -> tuple[nn.Sequential, list[nn.Module]]:
@@ -173,8 +173,12 @@ class Image(nn.Module):
 class Flatten(nn.Flatten):
     """Images [B, C, H, W] -> [B, C H W]."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        followed = torch.compiler.is_compiling() or torch.jit.is_tracing()  # what is compiled or exported
+        if followed or x.dim() != 4 or x.is_contiguous() or not x.requires_grad:
             return super().forward(x)
         flat: Tensor = _Flatten.apply(x)
         return flat

@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from rlrun.networks.torsos import MLP, Flatten, ImpalaCNN, NatureCNN, Residual, orthogonal
+from rlrun.networks.torsos import MLP, Flatten, ImpalaCNN, NatureCNN, Residual, Torso, orthogonal
 
 PICTURES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
@@ -79,6 +79,11 @@ def test_what_is_no_image_is_left_as_it_is() -> None:
     obs, pictures = torch.zeros(2, 3), torch.zeros(2, 60, 50, 3, dtype=torch.uint8)
     assert MLP(spaces.Box(-1, 1, (3,), np.float32), [4], "tanh", False).laid_out(obs) is obs
     assert nature(spaces.Box(0, 255, (60, 50, 3), np.uint8)).laid_out(pictures) is pictures
+
+
+def test_a_torso_without_layers_leaves_observations_as_they_are() -> None:
+    obs = torch.zeros(2, 3)
+    assert Torso().laid_out(obs) is obs
 
 
 def test_flattening_is_torchs_with_its_derivatives() -> None:
