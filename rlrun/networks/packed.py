@@ -101,4 +101,10 @@ def _is_simple(convolution: nn.Conv2d) -> bool:
 def _has_onednn(precision: str) -> bool:
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
-    return precision == "float32" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ops = torch.ops.mkldnn
+    try:  # what torch promises nobody, and older versions did otherwise
+        weight = ops._reorder_linear_weight(torch.ones(2, 3), 1)
+        as_expected = ops._linear_pointwise(torch.ones(1, 3), weight, None, "relu", [], "").tolist() == [[3.0, 3.0]]
+        return as_expected and (precision == "float32" or ops._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
