@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from rlrun.device import Device
 from rlrun.envs.base import Array
 from rlrun.math.distributions import Categorical, DiagGaussian, Distribution, MultiCategorical
-from rlrun.networks.chain import Chained, SideBySide
+from rlrun.networks.chain import SideBySide
 from rlrun.networks.linear import Head
 from rlrun.networks.packed import Packed, worth_packing
-from rlrun.networks.torsos import Torso, orthogonal
+from rlrun.networks.torsos import Torso, is_its_layers, orthogonal
 
 MakeTorso = Callable[[], Torso]
 Batch = dict[str, Tensor]
@@ -181,11 +181,6 @@ class ActorCritic(nn.Module):
 
     def _value(self, features: Tensor) -> Tensor:
         return self.value_head(features).squeeze(-1).float()
-
-
-def is_its_layers(torso: nn.Module) -> bool:
-    """Say whether a torso does what its layers do in turn: one of somebody else's may do more."""
-    return isinstance(torso, Torso) and type(torso).forward is Chained.forward
 
 
 def sampled(policy: Distribution, value: Tensor, noise: Tensor) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rlrun.math.distributions import TanhGaussian
 from rlrun.networks.chain import SideBySide
 from rlrun.networks.linear import Head
-from rlrun.networks.torsos import Torso, orthogonal
+from rlrun.networks.torsos import Torso, is_its_layers, orthogonal
 
 
 class ActionBounds(nn.Module):
@@ -56,7 +56,7 @@ class BoundedActor(nn.Module):
         self.bounds, self.torso = ActionBounds(space), torso
         self.head = orthogonal(Head(torso.out_features, outputs_per_dim * self.bounds.num_dims), gain=0.01)
         # Networks of linear layers alone may be one operation: see chain.py, which says when.
-        self.as_one = SideBySide.of([[*torso, self.head]]) if isinstance(torso, Torso) else None
+        self.as_one = SideBySide.of([[*torso, self.head]]) if is_its_layers(torso) else None
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         self.as_one = None

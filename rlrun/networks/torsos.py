@@ -53,6 +53,11 @@ class Torso(Chained):
         return Chained(*layers[:last]), layers[last:]
 
 
+def is_its_layers(torso: nn.Module) -> bool:
+    """Say whether a torso does what its layers do in turn: one of somebody else's may do more."""
+    return isinstance(torso, Torso) and type(torso).forward is Chained.forward
+
+
 class MLP(Torso):
     """Fully connected layers. A discrete observation enters as a one-hot vector, any other flattened."""
 

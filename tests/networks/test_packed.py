@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rlrun.device import Device
 from rlrun.networks.actor_critic import DRAWN_AT_ONCE, ActorCritic
+from rlrun.networks.bounded import BoundedActor
 from rlrun.networks.packed import WORTH_PACKING, Packed, worth_packing
 from rlrun.networks.torsos import MLP, NatureCNN
 
@@ -140,6 +141,9 @@ def test_a_torso_that_does_more_than_its_layers_is_asked_itself() -> None:
     expected = net.policy_head(net.policy_torso(obs)).log_probs
     torch.testing.assert_close(net.distribution(obs).log_probs, expected)
     torch.testing.assert_close(net(obs)[0].log_probs, expected)
+    actor = BoundedActor(DoubledMLP(vectors, [8, 8], "relu", False), spaces.Box(-1, 1, (2,), np.float32), 2)
+    assert actor.head.weight.any()
+    torch.testing.assert_close(actor.outputs(obs), actor.head(actor.torso(obs)))
 
 
 def test_noise_is_drawn_for_as_many_steps_as_are_asked_for() -> None:
