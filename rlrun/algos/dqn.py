@@ -177,7 +177,9 @@ class DQN(OffPolicy):
         with self.setup.device.autocast(keep_casts=self.setup.device.spare_threads == 0):
             losses, surprise, q_value = self.losses(batch, targets)
         loss = (losses * batch["weight"]).mean() if "weight" in batch else losses.mean()
-        clip_gradients(derive(loss, self.optimizer), self.max_grad_norm)
+        with self.meanwhile.helping():
+            weights = derive(loss, self.optimizer)
+        clip_gradients(weights, self.max_grad_norm)
         if isinstance(self.replay, PrioritizedReplay):
             self.replay.update(batch["place"], surprise)
         return {"train/loss": loss.detach(), "train/q_value": q_value.detach()}

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rlrun.device import Device
+from rlrun.networks.jobs import helped
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,10 @@ class Meanwhile:
             self.thread = ThreadPoolExecutor(1, "meanwhile", initializer=torch.set_num_threads, initargs=(1,))
         self.started.append(self.thread.submit(_with_a_note, function))
         return self.started[-1].result
+
+    def helping(self) -> AbstractContextManager[None]:
+        """Return the context in which the thread, when it has nothing else to do, does jobs of the caller's."""
+        return helped(self.thread)
 
     def computed_here(self, function: Callable[[], Result]) -> Result:
         """Compute with as many of torch's threads as the thread would, since the bits depend on that."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rlrun.device import Device
+from rlrun.networks.images import Conv2d, Flatten, Image
 from rlrun.networks.linear import Linear
-from rlrun.networks.torsos import Conv2d, Flatten, Image
 
 WORTH_PACKING = 32  # passes of a few frames, below which packing takes longer than it saves
 

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlrun.networks.convolved import Convolved
+
 ROWS_OF_A_PART = 16  # at least: threads are woken and parts put together in less than a tenth of the time of so many
 MOST_THREADS = 256
 
@@ -27,7 +29,7 @@ class Trunk:
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.modules = modules
+        self.modules, self.convolved = modules, Convolved.of(modules)
 
     @staticmethod
     def first_of(modules: Sequence[nn.Module]) -> "Trunk | None":
@@ -49,6 +51,8 @@ class Trunk:
         return out
 
     def whole(self, x: Tensor) -> Tensor:
+        if self.convolved is not None and self.convolved.fits(x):
+            return self.convolved(x)
         for module in self.modules:
             x = module(x)
         return x

@@ -16,6 +16,7 @@ from rlrun.algos.dqn import DQN
 from rlrun.algos.meanwhile import Meanwhile
 from rlrun.build import build_agent
 from rlrun.device import Device
+from rlrun.networks.jobs import Jobs
 
 
 @pytest.fixture(autouse=True)
@@ -213,3 +214,19 @@ def test_a_killed_run_with_a_thread_goes_on_like_an_undisturbed_one_without(
     assert [dqn.meanwhile.thread is not None for dqn in made] == [False, True, True]
     for dqn in made:
         dqn.close()
+
+
+def test_the_thread_does_jobs_of_the_caller_where_there_is_one() -> None:
+    for spare_threads in (0, 1):
+        meanwhile = Meanwhile([], a_device(spare_threads))
+        for _ in range(2):
+            with meanwhile.round():
+                meanwhile.start(thread_name)()
+        with meanwhile.helping():
+            assert Jobs[str]().helper is meanwhile.thread
+            jobs = Jobs[str]()
+            jobs.give(thread_name)
+            if meanwhile.thread is not None:
+                meanwhile.start(thread_name)()
+            assert jobs.results() == ["meanwhile_0" if spare_threads else "MainThread"]
+        meanwhile.close()
