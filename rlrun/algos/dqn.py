@@ -40,7 +40,7 @@ from rlrun.math.schedules import crossed, linear
 from rlrun.networks.noisy import quiet, resample
 from rlrun.networks.optimizers import Adam, RMSpropTF
 from rlrun.networks.q_network import QNetwork
-from rlrun.networks.target import make_target
+from rlrun.networks.target import make_target, rounded
 
 
 @dataclass(kw_only=True, eq=False)
@@ -72,7 +72,7 @@ class DQN(OffPolicy):
         self._check()
         super().__post_init__()
         self.net = self.setup.device.place(self.make_network())
-        self.target_net = make_target(self.net)
+        self.target_net = rounded(make_target(self.net), self.setup.device)
         self.optimizer = self.make_optimizer()
         self.meanwhile = Meanwhile([self.net, self.target_net], self.setup.device)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlrun.envs.base import Array
-from rlrun.networks.linear import StackedLinear, array_product
+from rlrun.networks.linear import MANY, StackedLinear, array_product
 from rlrun.networks.trunk import Trunk
 
 FEW_ROWS = 16  # of all networks, below which a derivative written in Python costs more than it saves
@@ -189,6 +189,9 @@ class Chained(nn.Sequential):
 
     def _through(self, run: Run, x: Tensor) -> Tensor:
         weights = run.weights()
+        if _is_one_row_to_cast(x, weights[0]):
+            with torch.autocast("cpu", enabled=False):
+                return self._through(run, x.float())
         if worth_a_chain(x, weights):
             return chains(x, weights, run.views)[0]
         for linear in run.linears[:-1]:
@@ -364,6 +367,20 @@ def _derivable(
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | StackedLinear) and module.bias is not None
+
+
+def _is_one_row_to_cast(x: Tensor, weight: Tensor) -> bool:
+    """Say whether autocast would cast many weights to multiply them with one row, which takes longer than float32."""
+    return (
+        x.dim() == 2
+        and x.shape[0] == 1
+        and weight.numel() >= MANY
+        and weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()
+    )
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:

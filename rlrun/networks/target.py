@@ -9,12 +9,27 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from rlrun.device import Device
+from rlrun.networks.linear import Linear
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def make_target(net: Module) -> Module:
     """Return a copy that no gradient goes into."""
     return deepcopy(net).requires_grad_(False)
+
+
+def rounded(net: Module, device: Device) -> Module:
+    """Give linear layers the weights that autocast makes of them for each forward pass, once and in place.
+
+    Not for a network that moves in small steps, which would be rounded away.
+    """
+    if device.precision == "bf16":
+        for layer in net.modules():
+            if type(layer) in (nn.Linear, Linear):
+                layer.to(torch.bfloat16)
+    return net
 
 
 @torch.no_grad()

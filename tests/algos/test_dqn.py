@@ -13,6 +13,7 @@ from small_off_policy import Compose, MakeAgent, check_exact_resume, run, weight
 from rlrun.algos.dqn import DQN
 from rlrun.build import build_agent
 from rlrun.errors import UserError
+from rlrun.networks.target import make_target
 
 
 def with_two_different_networks(dqn: DQN) -> DQN:
@@ -328,3 +329,24 @@ def test_a_restored_run_goes_on_bit_for_bit(
         return algorithm
 
     check_exact_resume(make, through_disk, before=30)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("env", ["cartpole", "breakout"])
+def test_a_target_that_is_rounded_once_says_what_autocast_makes_of_one_that_is_not(
+    algo: str, env: str, make_agent: MakeAgent
+) -> None:
+    small = ["env.image_size=36", "network.channels=[8,8,8]", "network.hidden=16"] if env == "breakout" else []
+    dqn = make_dqn(make_agent, "device.precision=bf16", "algo.num_envs=1", *small, algo=algo, env=env)
+    types = {weight.dtype for weight in dqn.target_net.parameters()}
+    assert types == {torch.float32, torch.bfloat16}
+    assert {weight.dtype for weight in dqn.net.parameters()} == {torch.float32}
+    run(dqn, 200)
+    dqn.target_net.load_state_dict(dqn.net.state_dict())
+    assert {weight.dtype for weight in dqn.target_net.parameters()} == types
+    batch, state = dqn.sample(), dqn.generator.get_state()
+    found = dqn.cast_targets(batch)
+    dqn.target_net = make_target(dqn.net)
+    dqn.generator.set_state(state)
+    assert torch.equal(dqn.cast_targets(batch), found)
+    assert found.dtype == torch.float32
