@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from rlrun.envs.base import Array
-from rlrun.networks.linear import MANY, StackedLinear, array_product
+from rlrun.networks.linear import StackedLinear, array_product
 from rlrun.networks.trunk import Trunk
 
 FEW_ROWS = 16  # of all networks, below which a derivative written in Python costs more than it saves
+WORTH_NO_CAST = 1 << 20  # weights, which autocast casts in more time than float32 takes to multiply them with one row
 
 Layers = Sequence[tuple[Array, Array]]  # weight and bias of each
 
@@ -370,11 +371,11 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_one_row_to_cast(x: Tensor, weight: Tensor) -> bool:
-    """Say whether autocast would cast many weights to multiply them with one row, which takes longer than float32."""
+    """Say whether autocast would cast many weights for one row alone."""
     return (
         x.dim() == 2
         and x.shape[0] == 1
-        and weight.numel() >= MANY
+        and weight.numel() >= WORTH_NO_CAST
         and weight.dtype == torch.float32
         and x.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")

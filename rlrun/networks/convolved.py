@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from rlrun.networks.images import Conv2d, Flatten, Image
 from rlrun.networks.jobs import Jobs
 
+CONVOLUTIONS = (Conv2d, nn.Conv2d)
+
 
 class Convolved:
     """An `Image` layer, convolutions with a ReLU after each of them, and `Flatten`: x [B, ...] -> [B, F]."""
@@ -44,6 +46,8 @@ class Convolved:
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu" or x.requires_grad:
             return False
         if any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in self.modules):
+            return False
+        if any(type(module) not in CONVOLUTIONS for module in self.convolutions):  # their weights are computed by now
             return False
         deriving = torch.is_grad_enabled()
         return all(w.dtype == torch.float32 and (w.requires_grad or not deriving) for w in self.weights())
@@ -107,8 +111,9 @@ class _Convolve(torch.autograd.Function):
 
 
 def _is_simple(module: nn.Module) -> bool:
-    if type(module) not in (Conv2d, nn.Conv2d):
+    if type(module) not in CONVOLUTIONS:
         return False
+    assert isinstance(module, nn.Conv2d)
     zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
     return zeros and [name for name, _ in module.named_parameters()] == ["weight", "bias"]
 

@@ -254,16 +254,16 @@ def test_networks_of_different_forms_are_not_side_by_side() -> None:
 
 def test_a_row_alone_is_not_worth_a_cast_of_many_weights() -> None:
     torch.manual_seed(0)
-    modules = [nn.Linear(300, 256), nn.ReLU(), nn.Linear(256, 5)]
-    net, row = Chained(*modules), torch.randn(1, 300)
+    modules = [nn.Linear(2048, 512), nn.ReLU(), nn.Linear(512, 5)]
+    net, row = Chained(*modules), torch.randn(1, 2048)
     expected = nn.Sequential(*modules)(row).detach()
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            alone, two = net(row), net(row.expand(2, 300))
+            alone, two = net(row), net(row.expand(2, 2048))
             of_bfloat16 = net(row.bfloat16())
         derived = net(row)
         with torch.no_grad():
-            small = Chained(nn.Linear(300, 8), nn.ReLU())(row)
+            small = Chained(nn.Linear(2048, 8), nn.ReLU())(row)
     torch.testing.assert_close(alone, expected)
     torch.testing.assert_close(of_bfloat16, expected, atol=1e-2, rtol=0)
     assert of_bfloat16.dtype == torch.float32

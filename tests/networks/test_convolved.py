@@ -174,7 +174,12 @@ def double(layers: list[nn.Module]) -> None:
         layer.double()
 
 
-@pytest.mark.parametrize("change", [hooked, frozen, double])
+def computed(layers: list[nn.Module]) -> None:
+    nn.utils.parametrizations.spectral_norm(layers[3])
+    layers[3].eval()
+
+
+@pytest.mark.parametrize("change", [hooked, frozen, double, computed])
 def test_layers_that_do_more_are_asked_themselves(change: Callable[[list[nn.Module]], Any]) -> None:
     layers = modules()
     convolved, trunk = one(layers), Trunk(layers)
