@@ -130,6 +130,13 @@ class Device:
         return facts
 
 
+def have_one_thread() -> None:
+    """Keep torch in this thread to one thread, from the thread's beginning on."""
+    # A thread takes over the number that another has set last once torch first looks for it, which is to be now.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
 def processor() -> str:
     """Return the processor's model name."""
     try:

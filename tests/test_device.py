@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from threadpoolctl import threadpool_info
 from torch import nn
 
 from rlrun import device as device_module
-from rlrun.device import WORTH_SEVERAL_THREADS, Device
+from rlrun.device import WORTH_SEVERAL_THREADS, Device, have_one_thread
 from rlrun.errors import UserError
 
 
@@ -217,3 +218,16 @@ def test_only_the_openblas_that_came_with_numpy_is_looked_at(monkeypatch: pytest
     assert found(others, numpys, torchs) == [numpys]
     assert found(torchs, others) == [others]
     assert found(torchs) == []
+
+
+def test_a_thread_that_has_one_of_torchs_threads_keeps_it() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(1, initializer=have_one_thread) as pool:
+            pool.submit(int).result()
+            torch.set_num_threads(2)  # before the thread has computed anything
+            pool.submit(lambda: torch.ones(4, 4) @ torch.ones(4, 4)).result()
+            assert pool.submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rlrun.device import Device
+from rlrun.device import Device, have_one_thread
 from rlrun.networks.jobs import helped
 
 Result = TypeVar("Result")
@@ -63,7 +63,7 @@ class Meanwhile:
         if self.alone is not False:
             return lambda: self.computed_here(function)
         if self.thread is None:
-            self.thread = ThreadPoolExecutor(1, "meanwhile", initializer=torch.set_num_threads, initargs=(1,))
+            self.thread = ThreadPoolExecutor(1, "meanwhile", initializer=have_one_thread)
         self.started.append(self.thread.submit(_with_a_note, function))
         return self.started[-1].result
 

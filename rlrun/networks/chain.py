@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlrun.envs.base import Array
-from rlrun.networks.linear import StackedLinear, array_product
+from rlrun.networks.linear import InFloat32, Linear, StackedLinear, array_product
 from rlrun.networks.trunk import Trunk
 
 FEW_ROWS = 16  # of all networks, below which a derivative written in Python costs more than it saves
@@ -190,7 +190,7 @@ class Chained(nn.Sequential):
 
     def _through(self, run: Run, x: Tensor) -> Tensor:
         weights = run.weights()
-        if _is_one_row_to_cast(x, weights[0]):
+        if _is_one_row_to_cast(x, weights):
             with torch.autocast("cpu", enabled=False):
                 return self._through(run, x.float())
         if worth_a_chain(x, weights):
@@ -367,16 +367,17 @@ def _derivable(
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | StackedLinear) and module.bias is not None
+    own = type(module).forward in (nn.Linear.forward, Linear.forward, InFloat32.forward, StackedLinear.forward)
+    return own and isinstance(module, nn.Linear | StackedLinear) and module.bias is not None
 
 
-def _is_one_row_to_cast(x: Tensor, weight: Tensor) -> bool:
+def _is_one_row_to_cast(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Say whether autocast would cast many weights for one row alone."""
     return (
         x.dim() == 2
         and x.shape[0] == 1
-        and weight.numel() >= WORTH_NO_CAST
-        and weight.dtype == torch.float32
+        and weights[0].numel() >= WORTH_NO_CAST
+        and all(weight.dtype == torch.float32 for weight in weights)
         and x.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and not torch.is_grad_enabled()

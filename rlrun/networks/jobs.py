@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -25,27 +25,38 @@ def helped(by: Executor | None) -> Iterator[None]:
 
 
 class Jobs(Generic[Result]):
-    """Jobs whose results do not depend on which thread does them when, and which change nothing that others see."""
+    """Jobs whose results do not depend on which thread does them when, and which change nothing that others see.
+
+    A block, at whose end none of them is under way, whatever went wrong.
+    """
 
     def __init__(self) -> None:
         # Bits depend on the number of torch's threads, and the one that helps has one.
         self.helper = _helper() if torch.get_num_threads() == 1 else None
-        self.jobs: list[Callable[[], Result]] = []
-        self.futures: list[Future[Result]] = []
+        self.jobs: list[tuple[Callable[[], Result], Future[Result] | None]] = []
+
+    def __enter__(self) -> "Jobs[Result]":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        begun = [future for _, future in self.jobs if future is not None and not future.cancel()]
+        wait(begun)
 
     def give(self, job: Callable[[], Result]) -> None:
         """Have a job done; the caller, which has more to do first, has to ask for the results."""
-        self.jobs.append(job)
-        if self.helper is not None:
-            self.futures.append(self.helper.submit(job))
+        self.jobs.append((job, None if self.helper is None else self.helper.submit(job)))
 
     def results(self) -> list[Result]:
-        """Do what nobody else has begun, from the last one on, and return the results of all in their order."""
-        done: dict[int, Result] = {}
-        for place in reversed(range(len(self.jobs))):
-            if self.helper is None or self.futures[place].cancel():
-                done[place] = self.jobs[place]()
-        return [done[place] if place in done else self.futures[place].result() for place in range(len(self.jobs))]
+        """Do what nobody else has begun, from the last one on, and return the results of all in their order. Once."""
+        found: dict[int, Result] = {}
+        begun: dict[int, Future[Result]] = {}
+        for place, (job, future) in reversed([*enumerate(self.jobs)]):
+            if future is None or future.cancel():
+                found[place] = job()
+            else:
+                begun[place] = future
+        found |= {place: future.result() for place, future in begun.items()}
+        return [found[place] for place in range(len(self.jobs))]
 
 
 def _helper() -> Executor | None:

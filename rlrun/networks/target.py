@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlrun.device import Device
+from rlrun.networks.chain import Chained
 from rlrun.networks.linear import Linear
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -23,12 +24,15 @@ def make_target(net: Module) -> Module:
 def rounded(net: Module, device: Device) -> Module:
     """Give linear layers the weights that autocast makes of them for each forward pass, once and in place.
 
-    Not for a network that moves in small steps, which would be rounded away.
+    Not for a network that moves in small steps, which would be rounded away. Layers that are in no `Chained` keep
+    theirs: who knows how they are used.
     """
     if device.precision == "bf16":
-        for layer in net.modules():
-            if type(layer) in (nn.Linear, Linear):
-                layer.to(torch.bfloat16)
+        for chained in [module for module in net.modules() if isinstance(module, Chained)]:
+            for layer in chained:
+                if type(layer) in (nn.Linear, Linear):
+                    for name, weight in layer.named_parameters():
+                        setattr(layer, name, nn.Parameter(weight.to(torch.bfloat16), requires_grad=False))
     return net
 
 

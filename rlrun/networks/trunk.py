@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rlrun.device import have_one_thread
 from rlrun.networks.convolved import Convolved
 
 ROWS_OF_A_PART = 16  # at least: threads are woken and parts put together in less than a tenth of the time of so many
@@ -121,7 +122,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _begin() -> None:
-    torch.set_num_threads(1)
+    have_one_thread()
     # A thread that leaves its outermost autocast clears the casts of all threads. This one never does.
     torch.autocast_increment_nesting()
 

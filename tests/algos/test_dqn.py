@@ -9,11 +9,14 @@ import torch
 from gymnasium import spaces
 from small_dqn import ALGOS, SMALL, make_dqn
 from small_off_policy import Compose, MakeAgent, check_exact_resume, run, weights
+from torch import nn
 
 from rlrun.algos.dqn import DQN
 from rlrun.build import build_agent
 from rlrun.errors import UserError
-from rlrun.networks.target import make_target
+from rlrun.networks.chain import Chained
+from rlrun.networks.linear import Linear
+from rlrun.networks.target import make_target, rounded
 
 
 def with_two_different_networks(dqn: DQN) -> DQN:
@@ -336,10 +339,13 @@ def test_a_restored_run_goes_on_bit_for_bit(
 def test_a_target_that_is_rounded_once_says_what_autocast_makes_of_one_that_is_not(
     algo: str, env: str, make_agent: MakeAgent
 ) -> None:
-    small = ["env.image_size=36", "network.channels=[8,8,8]", "network.hidden=16"] if env == "breakout" else []
+    frames = ["env.image_size=36", "network.channels=[8,8,8]", "network.hidden=16"]
+    small = frames if env == "breakout" else ["network.hidden=[16,16]"]
     dqn = make_dqn(make_agent, "device.precision=bf16", "algo.num_envs=1", *small, algo=algo, env=env)
     types = {weight.dtype for weight in dqn.target_net.parameters()}
     assert types == {torch.float32, torch.bfloat16}
+    hidden = [layer.weight.dtype for layer in dqn.target_net.modules() if type(layer) in (nn.Linear, Linear)]
+    assert hidden.count(torch.bfloat16) >= (1 if env == "breakout" else 2)
     assert {weight.dtype for weight in dqn.net.parameters()} == {torch.float32}
     run(dqn, 200)
     dqn.target_net.load_state_dict(dqn.net.state_dict())
@@ -350,3 +356,12 @@ def test_a_target_that_is_rounded_once_says_what_autocast_makes_of_one_that_is_n
     dqn.generator.set_state(state)
     assert torch.equal(dqn.cast_targets(batch), found)
     assert found.dtype == torch.float32
+
+
+def test_a_layer_that_is_in_no_chain_is_not_rounded(make_agent: MakeAgent) -> None:
+    device = make_dqn(make_agent, "device.precision=bf16").setup.device
+    alone = nn.Sequential(nn.Linear(2, 2), Chained(nn.Linear(2, 2), nn.ReLU()))
+    types = [weight.dtype for weight in rounded(alone, device).parameters()]
+    assert types == [torch.float32] * 2 + [torch.bfloat16] * 2
+    plain = make_dqn(make_agent).setup.device
+    assert {weight.dtype for weight in rounded(Chained(nn.Linear(2, 2)), plain).parameters()} == {torch.float32}

@@ -16,6 +16,7 @@ from rlrun.algos.dqn import DQN
 from rlrun.algos.meanwhile import Meanwhile
 from rlrun.build import build_agent
 from rlrun.device import Device
+from rlrun.networks import convolved
 from rlrun.networks.jobs import Jobs
 
 
@@ -151,8 +152,17 @@ def test_who_acts_changes_no_bit(options: tuple[str, ...], make_agent: MakeAgent
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_who_acts_on_frames_changes_no_bit(precision: str, make_agent: MakeAgent) -> None:
-    outcomes = []
+def test_who_acts_on_frames_changes_no_bit(
+    precision: str, make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes, helped = [], set()
+
+    class Watched(Jobs[Any]):
+        def __init__(self) -> None:
+            super().__init__()
+            helped.add((threads, self.helper is not None))
+
+    monkeypatch.setattr(convolved, "Jobs", Watched)
     for threads in (1, 2):
         options = ("network.hidden=16", "env.image_size=36", "network.channels=[8,8,8]", "algo.epsilon_end=0.3")
         fixed = [option for option in SMALL if not option.startswith(("network.hidden", "device.threads"))]
@@ -166,6 +176,7 @@ def test_who_acts_on_frames_changes_no_bit(precision: str, make_agent: MakeAgent
         assert (dqn.meanwhile.thread is not None) == (threads == 2)
         dqn.close()
     assert outcomes[0] == outcomes[1]
+    assert helped == {(1, False), (2, False), (2, True)}  # the first round is always done alone
 
 
 def test_the_minibatch_is_drawn_before_and_the_weights_move_after_acting(make_agent: MakeAgent) -> None:

@@ -1,5 +1,6 @@
 """Convolutions as one operation: the outputs and derivatives of their modules, whoever computes them."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -10,7 +11,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from rlrun.networks import convolved as module
+from rlrun.networks.chain import Chained
 from rlrun.networks.convolved import Convolved
 from rlrun.networks.images import Conv2d, Flatten, Image
 from rlrun.networks.jobs import helped
@@ -97,8 +101,8 @@ def test_a_helper_computes_gradients_by_weights(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_trunk_of_such_layers_is_one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     layers, x, calls = modules(), images(), []
-    forward = Convolved.forward
-    monkeypatch.setattr(Convolved, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    call = Convolved.__call__
+    monkeypatch.setattr(Convolved, "__call__", lambda self, x: calls.append(len(x)) or call(self, x))
     trunk = Trunk.first_of([*layers, nn.Linear(180, 2)])
     assert trunk is not None
     trunk(x)
@@ -109,20 +113,40 @@ def test_a_trunk_of_such_layers_is_one_operation(monkeypatch: pytest.MonkeyPatch
     assert sorted(calls) == [7, 7, 16, 17]
 
 
+def curvature(function: Callable[[Tensor], Tensor], weights: list[Tensor], x: Tensor, cast: bool) -> list[Tensor]:
+    with torch.autocast("cpu", torch.bfloat16) if cast else nullcontext():
+        out = function(x)
+    gradient = torch.autograd.grad(out.float().tanh().square().mean(), weights, create_graph=True)
+    along = torch.stack([(g * g.detach()).sum() for g in gradient]).sum()
+    return list(torch.autograd.grad(along, weights))
+
+
 @pytest.mark.parametrize("cast", [False, True], ids=["float32", "bf16"])
 def test_gradients_can_be_derived_again(cast: bool) -> None:
     layers, x = modules(), images()
     weights = [weight for layer in layers for weight in layer.parameters()]
+    found, expected = (curvature(function, weights, x, cast) for function in (one(layers), nn.Sequential(*layers)))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=(2e-2 if cast else 1e-4) * float(b.abs().max()), rtol=0)
+    if cast:  # which is not what they are without
+        exact = curvature(one(layers), weights, x, cast=False)
+        assert distance(found, expected) < 0.5 * distance(found, exact)
 
-    def curvature(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        with torch.autocast("cpu", torch.bfloat16) if cast else nullcontext():
-            out = function(x)
-        gradient = torch.autograd.grad(out.float().tanh().square().mean(), weights, create_graph=True)
-        along = torch.stack([(g * g.detach()).sum() for g in gradient]).sum()
-        return list(torch.autograd.grad(along, weights))
 
-    for a, b in zip(curvature(one(layers)), curvature(nn.Sequential(*layers)), strict=True):
-        torch.testing.assert_close(a, b, atol=(5e-2 if cast else 1e-4) * float(b.abs().max()), rtol=0)
+def distance(some: list[Tensor], others: list[Tensor]) -> float:
+    return float(torch.stack([(a - b).norm() for a, b in zip(some, others, strict=True)]).norm())
+
+
+def test_they_are_derived_by_the_weights_of_the_way_there() -> None:
+    layers, x = modules(), images()
+    net, fast = Chained(*layers), {}
+    for name, weight in net.named_parameters():
+        fast[name] = (0.5 * weight.detach()).requires_grad_()
+    given = list(fast.values())
+    expected = curvature(lambda x: functional_call(nn.Sequential(*layers), fast, (x,)), given, x, cast=False)
+    found = curvature(lambda x: functional_call(net, fast, (x,)), given, x, cast=False)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=0)
 
 
 def test_what_is_not_a_number_stays_so() -> None:
@@ -165,6 +189,26 @@ def hooked(layers: list[nn.Module]) -> None:
     layers[3].register_forward_hook(lambda module, inputs, output: output * 0)
 
 
+def hooked_before(layers: list[nn.Module]) -> None:
+    layers[3].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+
+
+def hooked_on_the_way_back(layers: list[nn.Module]) -> None:
+    layers[3].register_full_backward_hook(lambda module, grads, outputs: None)
+
+
+def hooked_before_the_way_back(layers: list[nn.Module]) -> None:
+    layers[3].register_full_backward_pre_hook(lambda module, grads: None)
+
+
+def done_otherwise(layers: list[nn.Module]) -> None:
+    layers[4].forward = torch.tanh  # type: ignore[method-assign]
+
+
+def without_bias(layers: list[nn.Module]) -> None:
+    layers[1].bias = None  # type: ignore[assignment]
+
+
 def frozen(layers: list[nn.Module]) -> None:
     layers[1].requires_grad_(False)
 
@@ -179,7 +223,20 @@ def computed(layers: list[nn.Module]) -> None:
     layers[3].eval()
 
 
-@pytest.mark.parametrize("change", [hooked, frozen, double, computed])
+CHANGES = [
+    hooked,
+    hooked_before,
+    hooked_on_the_way_back,
+    hooked_before_the_way_back,
+    done_otherwise,
+    without_bias,
+    frozen,
+    double,
+    computed,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_layers_that_do_more_are_asked_themselves(change: Callable[[list[nn.Module]], Any]) -> None:
     layers = modules()
     convolved, trunk = one(layers), Trunk(layers)
@@ -210,3 +267,45 @@ def test_a_graph_is_gone_through_once() -> None:
     out.backward()
     with pytest.raises(RuntimeError, match="a second time"):
         out.backward()
+
+
+def test_what_is_traced_is_left_to_the_modules_and_so_are_hooks_of_all() -> None:
+    layers, seen = modules(), []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(one(layers).fits(x))
+        return x * 2
+
+    torch.jit.trace(look, images(), check_trace=False)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: None)
+    look(images())
+    handle.remove()
+    look(images())
+    assert seen == [False, False, True]
+
+
+def test_weights_that_are_set_anew_are_those() -> None:
+    layers, x = modules(), images()
+    weight = layers[1].weight
+    del layers[1].weight
+    layers[1].weight = nn.Parameter(0.5 * weight.detach())  # now after the bias
+    for a, b in zip(found(one(layers), layers, x, False), found(nn.Sequential(*layers), layers, x, False), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 * float(b.detach().abs().max()), rtol=0)
+
+
+def test_nothing_is_under_way_after_a_way_back_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, done = modules(), []
+    out = one(layers)(images())
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.1)
+        done.append(1)
+
+    monkeypatch.setattr(module._Layer, "by_weight", slow)
+    monkeypatch.setattr(module._Layer, "by_input", lambda *args: 1 / 0)
+    with ThreadPoolExecutor(1) as helper, helped(helper):
+        with pytest.raises(ZeroDivisionError):
+            out.sum().backward()
+        count = len(done)
+        helper.submit(int).result()
+        assert len(done) == count

@@ -1,6 +1,7 @@
 """Jobs are done once each, by whoever is free, and their results are in order whoever did them."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -124,3 +125,26 @@ def test_nobody_helps_a_thread_that_has_several_of_torchs(helper: ThreadPoolExec
         torch.set_num_threads(1)
     with helped(helper):
         assert Jobs[int]().helper is helper
+
+
+def test_nothing_is_under_way_after_the_block_whatever_went_wrong(helper: ThreadPoolExecutor) -> None:
+    done: list[str] = []
+    begun = threading.Event()
+
+    def long() -> int:
+        begun.set()
+        time.sleep(0.1)
+        return named(0, done)()
+
+    def fails() -> None:
+        with helped(helper), Jobs[int]() as jobs:
+            jobs.give(long)
+            jobs.give(named(1, done))
+            assert begun.wait(60)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert done == ["0 helper"]
+    helper.submit(int).result()
+    assert done == ["0 helper"]
