@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules_of_all
 
-from rlrun.networks.images import Conv2d, Flatten, Image
+from rlrun.networks.images import Conv2d, Flatten, Image, does_more, is_plain, scaled
 from rlrun.networks.jobs import Jobs
-
-CONVOLUTIONS = (Conv2d, nn.Conv2d)
 
 
 class Convolved:
@@ -44,7 +42,7 @@ class Convolved:
         """Say whether the operation does for x what the modules would do."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type != "cpu" or x.requires_grad:
             return False
-        if modules_of_all._has_any_global_hook() or any(_does_more(module) for module in self.modules):
+        if modules_of_all._has_any_global_hook() or any(does_more(module) for module in self.modules):
             return False
         if not all(_is_simple(module) for module in self.convolutions):
             return False
@@ -65,7 +63,7 @@ class Convolved:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution without its weights. weight: as it is, or as it enters the convolution: `scaled` and cast."""
+    """A convolution without its weights. weight: as it enters the convolution, scaled and cast."""
 
     out_channels: int
     form: tuple[Any, ...]  # stride, padding, dilation, transposed, output padding, groups
@@ -76,17 +74,13 @@ class _Layer:
         form = list(module.stride), list(module.padding), list(module.dilation), False, [0, 0], module.groups
         return _Layer(module.out_channels, form, module.scale if isinstance(module, Conv2d) else 1.0)
 
-    def scaled(self, weight: Tensor) -> Tensor:
-        """Return the weight, or its gradient, times what the layer multiplies its weight with."""
-        return weight if self.scale == 1.0 else weight * self.scale
-
     def by_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         return self._derived(grad, x, weight, [True, False, False])[0]
 
     def by_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients by weight and bias."""
         _, by_weight, by_bias = self._derived(grad, x, weight, [False, True, True])
-        return self.scaled(by_weight.float()), by_bias.float()
+        return scaled(by_weight.float(), self.scale), by_bias.float()
 
     def _derived(self, grad: Tensor, x: Tensor, weight: Tensor, wanted: list[bool]) -> Sequence[Tensor]:
         derive = torch.ops.aten.convolution_backward
@@ -112,7 +106,7 @@ class _Convolve(torch.autograd.Function):
             with torch.autocast("cpu", dtype, enabled=enabled, cache_enabled=False):
                 y = ctx.image(x)
                 for layer, weight, bias in zip(ctx.layers, weights[::2], weights[1::2], strict=True):
-                    weight, bias = layer.scaled(weight).to(y.dtype), bias.to(y.dtype)
+                    weight, bias = scaled(weight, layer.scale).to(y.dtype), bias.to(y.dtype)
                     y = torch.relu(torch.ops.aten.convolution(y, weight, bias, *layer.form))
             return None, None, None, *torch.autograd.grad(y.flatten(1), weights, grad, create_graph=True)
         # In the layout of images, without which the derivatives take thrice as long.
@@ -125,7 +119,7 @@ def _forward(x: Tensor, layers: Sequence[_Layer], weights: Sequence[Tensor]) -> 
     """Return x and the output of each layer, its ReLU included, and the weights as they enter the convolutions."""
     outputs, entered = [x], []
     for layer, weight, bias in zip(layers, weights[::2], weights[1::2], strict=True):
-        entered.append(layer.scaled(weight.detach()).to(x.dtype))
+        entered.append(scaled(weight.detach(), layer.scale).to(x.dtype))
         x = torch.ops.aten.convolution(x, entered[-1], bias.to(x.dtype), *layer.form)
         outputs.append(torch.relu_(x))
     return outputs, entered
@@ -147,13 +141,6 @@ def _backward(
 
 
 def _is_simple(module: nn.Conv2d) -> bool:
-    """Say whether the layer has a weight and a bias of its own, and pads with zeros if at all."""
-    zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    """Say whether it is a plain layer with a weight and a bias of its own."""
     own = module._parameters.get("weight") is not None and module._parameters.get("bias") is not None
-    return type(module) in CONVOLUTIONS and zeros and own
-
-
-def _does_more(module: nn.Module) -> bool:
-    """Say whether somebody has added to what a layer does."""
-    forward = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-    return bool(forward or module._backward_pre_hooks or module._backward_hooks)
+    return is_plain(module) and own

@@ -86,4 +86,20 @@ class Conv2d(nn.Conv2d):
         return self._conv_forward(x, self.scaled_weight(), self.bias)
 
     def scaled_weight(self) -> Tensor:
-        return self.weight if self.scale == 1.0 else self.weight * self.scale
+        return scaled(self.weight, self.scale)
+
+
+def scaled(weight: Tensor, scale: float) -> Tensor:
+    return weight if scale == 1.0 else weight * scale
+
+
+def is_plain(convolution: nn.Conv2d) -> bool:
+    """Say whether a layer is one of these or torch's, and pads with zeros if at all."""
+    zeros = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return type(convolution) in (Conv2d, nn.Conv2d) and zeros
+
+
+def does_more(module: nn.Module) -> bool:
+    """Say whether somebody has added to what a layer does."""
+    forward = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+    return bool(forward or module._backward_pre_hooks or module._backward_hooks)

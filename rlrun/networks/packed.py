@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlrun.device import Device
-from rlrun.networks.images import Conv2d, Flatten, Image
+from rlrun.networks.images import Conv2d, Flatten, Image, does_more, is_plain
 from rlrun.networks.linear import Linear
 
 WORTH_PACKING = 32  # passes of a few frames, below which packing takes longer than it saves
@@ -32,8 +32,8 @@ def worth_packing(modules: Sequence[nn.Module], num_passes: int, device: Device)
         and not device.compile
         and _has_onednn(device.precision)
         and all(type(module) in (Image, Flatten, Conv2d, nn.Conv2d, Linear, nn.Linear, nn.ReLU) for module in modules)
-        and all(_is_simple(convolution) for convolution in convolutions)
-        and not any(module._forward_pre_hooks or module._forward_hooks for module in modules)
+        and all(is_plain(convolution) for convolution in convolutions)
+        and not any(does_more(module) for module in modules)
     )
 
 
@@ -91,10 +91,6 @@ class Packed:
 
     def _cast(self, weight: Tensor | None) -> Tensor | None:
         return None if weight is None else weight.detach().to(self.dtype, copy=True)
-
-
-def _is_simple(convolution: nn.Conv2d) -> bool:
-    return convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
 
 
 @cache

@@ -128,6 +128,17 @@ def test_only_linear_layers_with_one_activation_between_them_are_a_chain(monkeyp
     assert Run.first_of([Linear(2, 2)]) is None
 
 
+def test_a_layer_that_computes_otherwise_is_asked_itself() -> None:
+    class Doubled(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    assert Run.first_of([Doubled(6, 8), nn.ReLU()]) is None
+    torch.manual_seed(0)
+    modules, x = [Linear(6, 8), nn.ReLU(), Doubled(8, 8), nn.ReLU()], torch.randn(40, 6)
+    torch.testing.assert_close(Chained(*modules)(x), nn.Sequential(*modules)(x))
+
+
 def test_few_rows_and_other_dimensions_are_left_to_the_layers(kind: type[nn.Module]) -> None:
     net = layers((5, 8, 2), activated=False, kind=kind)
     for x in (torch.randn(module.FEW_ROWS - 1, 5), torch.randn(3, 150, 5)):

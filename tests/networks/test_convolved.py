@@ -1,7 +1,7 @@
 """Convolutions as one operation: the outputs and derivatives of their modules, whoever computes them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from rlrun.device import have_one_thread
 from rlrun.networks import convolved as module
 from rlrun.networks.chain import Chained
 from rlrun.networks.convolved import Convolved
@@ -22,14 +23,6 @@ from rlrun.networks.trunk import Trunk
 
 BYTES = spaces.Box(0, 255, (4, 20, 20), np.uint8)
 FLOATS = spaces.Box(-1, 1, (4, 20, 20), np.float32)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def modules(space: spaces.Box = BYTES) -> list[nn.Module]:
@@ -84,7 +77,7 @@ def test_outputs_and_gradients_are_those_of_the_modules(space: spaces.Box, cast:
 def test_a_helper_changes_no_bit(cast: bool) -> None:
     layers, x = modules(), images()
     alone = found(one(layers), layers, x, cast)
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as helper, helped(helper):
+    with ThreadPoolExecutor(1, initializer=have_one_thread) as helper, helped(helper):
         for _ in range(20):
             assert all(map(torch.equal, found(one(layers), layers, x, cast), alone))
 

@@ -17,14 +17,6 @@ def helper() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-@pytest.fixture(autouse=True)
-def one_of_torchs_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def named(number: int, done: list[str]) -> Callable[[], int]:
     def job() -> int:
         done.append(f"{number} {'helper' if threading.current_thread().name.startswith('helper') else 'caller'}")
