@@ -242,7 +242,7 @@ class Experiment(Stateful):
     def check_weights(self) -> None:
         """Keep weights that are not finite from taking the place of good ones. Raises RunFailed."""
         weights = [p for net in self.algorithm.networks().values() for p in net.parameters()]
-        if not all(bool(p.isfinite().all()) for p in weights):
+        if weights and not torch.stack([p.isfinite().all() for p in weights]).all():
             raise RunFailed(
                 f"weights at step {self.algorithm.steps:,} are not finite: the run is halted and its last good "
                 f"checkpoint kept. This reproduces it:\n  rlrun resume '{self.folder.path}'"

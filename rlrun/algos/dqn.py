@@ -192,12 +192,13 @@ class DQN(OffPolicy):
     def policy(self, obs: Tensor, state: State, first: Tensor) -> tuple[Batch, State]:
         """Choose as the learner does: at random during the warm-up, then epsilon-greedily."""
         explore = self.coins(len(obs), self.epsilon(), self.generator)
-        if explore.all():
+        seen = obs.device.type == "cpu"  # elsewhere to look at the coins is to wait for them, longer than it can save
+        if self.warming_up or (seen and explore.all()):
             return {"action": self.random_actions(len(obs), self.generator)}, state
         self.draw_noise(self.net)
         with self.setup.device.autocast():
             greedy = self.q_values(self.net, obs).argmax(1)
-        if explore.any():
+        if not seen or explore.any():
             greedy = torch.where(explore, self.random_actions(len(obs), self.generator), greedy)
         return {"action": greedy}, state
 

@@ -131,9 +131,11 @@ class Collector(Stateful):
         seen = self._seen(self.obs)
         obs, first = torch.from_numpy(seen).to(self.device), torch.from_numpy(self.first).to(self.device)
         extras, self.policy_state = policy(obs, self.policy_state, first)
-        transition = self.envs.step(extras["action"].numpy(force=True))
+        action = extras["action"].numpy(force=True)  # of a GPU: here the program waits for it, once a step
+        transition = self.envs.step(action)
         ended = transition.terminated | transition.truncated
         on_cpu = self.raw or self.device.type == "cpu"
+        others = {name: extra for name, extra in extras.items() if name != "action"}
         row = {
             "obs": self._stored(self.obs) if self.raw else seen if on_cpu else obs,
             "first": self.first,
@@ -141,7 +143,8 @@ class Collector(Stateful):
             "terminated": transition.terminated,
             "truncated": transition.truncated,
             "over": transition.over,
-            **{name: extra.numpy(force=True) if on_cpu else extra for name, extra in extras.items()},
+            **({name: extra.numpy(force=True) for name, extra in others.items()} if on_cpu else others),
+            "action": action if on_cpu else extras["action"],
         }
         self.rollout.write(t, room, row)
         if transition.truncated.any():

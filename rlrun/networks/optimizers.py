@@ -56,7 +56,7 @@ class Adam(Moments):
 
     def move(self, group: dict[str, Any], params: list[Tensor], grads: list[Any]) -> None:
         group["step"] += 1
-        step = torch.tensor(float(group["step"]), device=params[0].device)
+        step = torch.full((), float(group["step"]), device=params[0].device)
         torch._fused_adam_(
             params,
             grads,
