@@ -135,7 +135,9 @@ class Collector(Stateful):
         transition = self.envs.step(action)
         ended = transition.terminated | transition.truncated
         on_cpu = self.raw or self.device.type == "cpu"
-        others = {name: extra for name, extra in extras.items() if name != "action"}
+        columns: dict[str, Any] = extras
+        if on_cpu:
+            columns = {name: action if name == "action" else extra.numpy(force=True) for name, extra in extras.items()}
         row = {
             "obs": self._stored(self.obs) if self.raw else seen if on_cpu else obs,
             "first": self.first,
@@ -143,8 +145,7 @@ class Collector(Stateful):
             "terminated": transition.terminated,
             "truncated": transition.truncated,
             "over": transition.over,
-            **({name: extra.numpy(force=True) for name, extra in others.items()} if on_cpu else others),
-            "action": action if on_cpu else extras["action"],
+            **columns,
         }
         self.rollout.write(t, room, row)
         if transition.truncated.any():
