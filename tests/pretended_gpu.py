@@ -1,11 +1,13 @@
 """Run the command line with a GPU that is none: pretended_gpu.py REPORT ARGUMENTS.
 
 Its tensors hold ordinary numbers in ordinary memory, and behave as those on a GPU do in what a program can get wrong
-without one at hand: they mix with no tensor of the CPU's, NumPy does not take them, and who looks at a number waits.
-How fast a GPU is, its kernels, bfloat16 and CUDA's generators are nothing that this could show.
+without one at hand: they mix with no tensor of the CPU's, draw from generators of their own, NumPy does not take them,
+and who looks at a number waits. How fast a GPU is, its kernels, bfloat16 and runs split by torchrun are nothing that
+this could show; torch's own optimizers move weights one by one here, and all at once on CUDA.
 
-REPORT is where it writes as JSON how often each function waited for a number, or sent some:
-{"waits": {place: count}, "sends": {place: count}}. KILL_INSIDE=PLACE:OCCASION in the environment is for kill_inside.py.
+REPORT is where it writes as JSON how often each function waited for a number, and how often it sent some, for which
+CUDA waits, too, unless they are sent `non_blocking`: {"waits": {place: count}, "sends": {place: count}}.
+KILL_INSIDE=PLACE:OCCASION in the environment is for kill_inside.py.
 """
 
 import json
@@ -60,8 +62,12 @@ PACKAGE = str(Path(__file__).parents[1] / "rlrun")
 INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 COPYING = ("aten::_to_copy", "aten::copy_")
 # What must know numbers to go on.
-LOOKING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2")
+LOOKING = (
+    *("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::allclose"),
+    *("aten::_unique2", "aten::unique_consecutive", "aten::unique_dim", "aten::bincount", "aten::multinomial"),
+)
 
+seeds: set[int] = set()  # of that GPU's generators
 waits: Counter[str] = Counter()
 sends: Counter[str] = Counter()
 
@@ -83,6 +89,16 @@ class OnGpu(Tensor):
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(function, args, kwargs or {})
+
+    @property
+    def data(self) -> Tensor:
+        data: Tensor = Tensor.data.__get__(self)
+        return data
+
+    @data.setter
+    def data(self, value: "OnGpu") -> None:
+        Tensor.data.__set__(self, value)
+        self.held = value.held
 
     # torch refuses these for all classes of one's own.
 
@@ -120,21 +136,19 @@ def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     on_gpu = [isinstance(tensor, OnGpu) for tensor in tensors]
-    if any(on_gpu) and name not in COPYING:
-        indices = args[1] if name in INDEXING else []
-        strangers = [
-            t for t in tensors if not isinstance(t, OnGpu) and t.dim() > 0 and all(t is not i for i in indices)
-        ]
-        if strangers:
-            raise RuntimeError(f"{name}: expected all tensors to be on one device, but found {GPU} and cpu")
     stays = any(on_gpu) if device is None else torch.device(device).type == KIND
     if name == "aten::copy_":
         stays = on_gpu[0]
+    if any(on_gpu) and name not in COPYING:
+        check_places(function, args, kwargs, tensors)
+    generator = kwargs.get("generator")
+    if generator is not None and (generator.initial_seed() in seeds) != stays:
+        raise RuntimeError(f"{name}: expected a generator on the device of what it fills")
     by_mask = name in INDEXING and any(i is not None and i.dtype == torch.bool for i in args[1])
     if any(on_gpu) and (name in LOOKING or by_mask or (name in COPYING and not stays)):
         waits[_place()] += 1
     if stays and name in COPYING and not all(on_gpu):
-        sends[_place()] += 1
+        sends[_place()] += not (kwargs.get("non_blocking") or (name == "aten::copy_" and len(args) > 2 and args[2]))
 
     inner_args, inner_kwargs = tree_map_only(OnGpu, lambda tensor: tensor.held, (args, kwargs))
     inner_kwargs = {key: value for key, value in inner_kwargs.items() if key != "pin_memory"}
@@ -147,6 +161,19 @@ def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     out = tree_map_only(Tensor, OnGpu, out)
     return return_and_correct_aliasing(function, args, kwargs, out)
+
+
+def check_places(function: Any, args: Any, kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
+    """Raise RuntimeError where tensors on the GPU meet others than CUDA takes: indices, and numbers in arithmetic."""
+    name = function._schema.name
+    indices = args[1] if name in INDEXING else []
+    written = [args[0]] if name.endswith("_") and isinstance(args[0], Tensor) else []
+    written += [value for key, value in kwargs.items() if key == "out"]
+    arithmetic = torch.Tag.pointwise in function.tags or name.startswith("aten::_foreach")
+    for tensor in tensors:
+        number = arithmetic and tensor.dim() == 0 and all(tensor is not each for each in written)
+        if not (isinstance(tensor, OnGpu) or number or any(tensor is index for index in indices)):
+            raise RuntimeError(f"{name}: expected all tensors to be on one device, but found {GPU} and cpu")
 
 
 def _place() -> str:
@@ -200,8 +227,10 @@ def pretend() -> None:
     Device.torch = property(lambda self: GPU if self.kind == "cuda" else torch.device("cpu"))  # type: ignore[assignment]
 
     def generator(self: Seeds, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-        kind = Generator if torch.device(device).type == KIND else torch.Generator
-        return kind().manual_seed(self.entropy(name))
+        on_gpu, seed = torch.device(device).type == KIND, self.entropy(name)
+        if on_gpu:
+            seeds.add(seed)
+        return (Generator() if on_gpu else torch.Generator()).manual_seed(seed)
 
     Seeds.torch = generator  # type: ignore[method-assign]
     submit = ThreadPoolExecutor.submit

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -62,6 +63,17 @@ def test_only_cuda_refuses_nondeterministic_kernels_and_a_later_run_need_not(
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     device(compile=compile).activate()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_lax_run_before_a_strict_one_does_not_keep_cublas_from_being_deterministic(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delitem(os.environ, "CUBLAS_WORKSPACE_CONFIG")
+    lax = device(deterministic=False)
+    lax.kind = "cuda"
+    lax.activate()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_a_device_that_compiles_nothing_does_not_wait_for_the_compiler_to_be_imported() -> None:

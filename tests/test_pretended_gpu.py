@@ -71,16 +71,23 @@ WAITS = {
 
 
 @pytest.mark.parametrize("algo", WAITS)
-def test_a_run_waits_for_its_gpu_to_act_and_to_check_the_loss_alone(algo: str, tmp_path: Path) -> None:
+def test_an_update_waits_for_nothing_on_its_gpu(algo: str, tmp_path: Path) -> None:
     arguments, acts, updates = WAITS[algo]
     done, counts = run(f"algo={algo} {arguments} log.every=1000000", tmp_path)
     assert done.returncode == 0, done.stderr
-    waits = Counter(counts["waits"])
+    waits, sends = Counter(counts["waits"]), Counter(counts["sends"])
     assert waits.pop("collector._step") == acts
     assert waits.pop("experiment.check_finite") <= updates
-    assert waits.pop("experiment.check_weights") <= 6  # one of a checkpoint
+    assert waits.pop("experiment.check_weights") <= 6  # once a checkpoint
     del waits["evaluation._act"]
-    assert sum(waits.values()) < 30, waits  # a row of the log, and what the first round is watched for
+    # The only row of the log, and what the first round is watched for.
+    assert waits.keys() <= {"logger._number", "meanwhile.<genexpr>"}
+    # What it must send it sends, and nothing in the update itself.
+    assert sends["collector._step"] == 2 * acts  # an observation, and where episodes begin
+    assert sends["replay.look_up"] == (0 if algo == "ppo" else 3 * updates)
+    before = {"device.place", "sac.__post_init__", "off_policy.<genexpr>"}  # and at random, during the warm-up
+    at_the_edges = {"collector._step", "collector._batch", "rollout._tensor", "collector.to_policy", "replay.look_up"}
+    assert (+sends).keys() <= before | at_the_edges | {"evaluation._act"}
 
 
 @pytest.mark.parametrize(
@@ -110,15 +117,30 @@ def test_what_would_mix_with_the_cpus_tensors_is_refused(tmp_path: Path) -> None
 import pretended_gpu as gpu, torch
 with gpu.Pretence():
     x = torch.arange(4.0, device=gpu.GPU)
-    for wrong in (lambda: x + torch.ones(4), lambda: torch.stack([x, torch.ones(4)]), x.numpy, lambda: torch.where(
-        x > 1, torch.ones(4), x), lambda: x.index_put_((torch.tensor([1]),), torch.ones(1))):
+    index, cpu, one, own = torch.tensor(1), torch.ones(4), torch.ones(()), torch.Generator()
+    for wrong in (
+        lambda: x + cpu,
+        lambda: torch.stack([x, cpu]),
+        lambda: torch.stack([x[0], one]),
+        lambda: one.add_(x[0]),
+        lambda: torch.add(x, x, out=cpu),
+        lambda: x.index_select(0, index),
+        lambda: torch.where(x > 1, cpu, x),
+        lambda: x.index_put_((index,), torch.ones(1)),
+        lambda: torch.rand(4, device=gpu.GPU, generator=own),
+        lambda: x.normal_(generator=own),
+        x.numpy,
+    ):
         try:
             wrong()
         except (RuntimeError, TypeError):
             continue
-        raise SystemExit("not refused")
+        raise SystemExit(f"not refused: line {wrong.__code__.co_firstlineno}")
     assert (x + 1).tolist() == [1, 2, 3, 4] and x[torch.tensor([3, 0])].cpu().tolist() == [3, 0]
     x[1:3] = torch.tensor([7.0, 8.0])
+    weight = torch.nn.Parameter(x)
+    weight.data = torch.zeros(2, device=gpu.GPU)
+    assert weight.tolist() == [0, 0]
     assert x.sum().item() == 18 and x.device == gpu.GPU
 """
     done = subprocess.run([sys.executable, "-c", program], env=environment(PYTHONPATH=str(TESTS)), capture_output=True)
