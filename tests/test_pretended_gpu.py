@@ -112,7 +112,7 @@ def test_a_killed_run_on_a_gpu_ends_bit_identical(arguments: str, tmp_path: Path
     assert_identical(the_run(whole), the_run(broken))
 
 
-def test_what_would_mix_with_the_cpus_tensors_is_refused(tmp_path: Path) -> None:
+def test_what_would_mix_with_the_cpus_tensors_is_refused() -> None:
     program = """
 import pretended_gpu as gpu, torch
 with gpu.Pretence():
